@@ -1,0 +1,50 @@
+# `make serve` and `make test` need Python 3.11 or newer, git and make, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := ipc frontend engine tools perf tests
+
+.PHONY: serve test check format lock clean
+
+serve: $(VENV)/core.stamp
+	@$(BIN)/python -m tools.serve
+
+test: $(VENV)/dev.stamp
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/mypy $(CODE)
+
+format: $(VENV)/dev.stamp
+	@$(BIN)/ruff check --fix $(CODE)
+	@$(BIN)/ruff format $(CODE)
+
+$(VENV)/created.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Embedlane needs Python 3.11 or newer: set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/core.stamp: requirements/core.lock $(VENV)/created.stamp
+	@echo "Installing what the server needs ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/created.stamp
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# Both locks hold for every Python from 3.11 on; uv is needed only here.
+UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
+	--custom-compile-command "make lock" --extra cpu pyproject.toml
+
+lock:
+	$(UV_COMPILE) -o requirements/core.lock
+	$(UV_COMPILE) --group dev -c requirements/core.lock -o requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) data build .mypy_cache .ruff_cache .pytest_cache .hypothesis

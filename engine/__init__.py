@@ -1,0 +1,1 @@
+"""The model side, exactly one process: schedule, run, publish."""

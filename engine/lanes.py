@@ -1,0 +1,96 @@
+"""Lanes: threads that each run one batch at a time, so that the loop never waits for the model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.runners import Runner
+from engine.scheduler import Item
+from ipc.slab import Rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Texts on their way through a lane: items[i] goes to row `first + i` of the slab."""
+
+    items: list[Item]
+    first: int
+    started: int
+    compute_ns: int = 0
+    # Which rows hold numbers; None where the run itself failed.
+    finite: NDArray[np.bool_] | None = None
+
+
+class Lanes:
+    """A fixed number of threads around one runner. Not thread-safe: one loop starts batches and collects them.
+
+    `wake` is called from a lane's thread when a batch is done.
+    """
+
+    def __init__(self, runner: Runner, rows: Rows, wake: Callable[[], None]) -> None:
+        self._runner = runner
+        self._rows = rows
+        self._wake = wake
+        self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
+        self._done: deque[Batch] = deque()
+        self.busy = 0
+        self.run_cpu_ns = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"lane-{n}", daemon=True) for n in range(runner.lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def free(self) -> bool:
+        """Whether a batch started now would run at once."""
+        return self.busy < len(self._threads)
+
+    def start(self, batch: Batch) -> None:
+        """Give a batch to a lane that is free."""
+        assert self.free, "this is a bug: a batch was formed with no lane to run it"
+        self.busy += 1
+        self._inbox.put(batch)
+
+    def collect(self) -> list[Batch]:
+        """Batches that ended since the last call."""
+        done = []
+        while self._done:
+            done.append(self._done.popleft())
+        self.busy -= len(done)
+        return done
+
+    def close(self) -> None:
+        """End the threads once their batches are done."""
+        for _ in self._threads:
+            self._inbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._inbox.get()) is not None:
+            self._run(batch)
+            self._done.append(batch)
+            self._wake()
+
+    def _run(self, batch: Batch) -> None:
+        rows = self._rows[batch.first : batch.first + len(batch.items)]
+        began, cpu = time.monotonic_ns(), time.thread_time_ns()
+        try:
+            self._runner.run([item.ids for item in batch.items], rows)
+            self.run_cpu_ns += time.thread_time_ns() - cpu
+            batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
+        except Exception:
+            log.exception("a batch failed", extra={"texts": len(batch.items), "tokens": len(batch.items[0].ids)})
+        batch.compute_ns = time.monotonic_ns() - began

@@ -1,0 +1,272 @@
+"""The engine's loop: receive → schedule → run → publish. One thread, and the only one that touches the socket."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import zmq
+
+from engine.lanes import Batch, Lanes
+from engine.scheduler import Item, Scheduler
+from engine.slots import Slots
+from ipc import messages
+from ipc.errors import MalformedFrame
+from ipc.liveness import bury_dead_frontends, frontend_lives
+from ipc.messages import Header, Priority, Status, Type, Welcome
+from ipc.slab import Epoch
+from ipc.sockets import Socket, frontend_id, routing_id
+
+log = logging.getLogger(__name__)
+
+# Bound on one turn's reading, so that a flood of messages cannot keep finished batches from their readers.
+RECEIVE_BUDGET = 256
+BURY_EVERY_NS = 250_000_000
+ROWS_RETRY_NS = 1_000_000
+NO_ROW = 0
+
+Outcome: TypeAlias = tuple[Item, int, Status, int]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the loop has done, logged when it stops."""
+
+    items: int = 0
+    batches: int = 0
+    expired: int = 0
+    refused: int = 0
+    failed: int = 0
+    malformed: int = 0
+    unsent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The bounds of a valid text: ids in 0..vocab_size-1, 1..max_tokens of them."""
+
+    vocab_size: int
+    max_tokens: int
+
+
+class Engine:
+    """Wires scheduler, lanes and slots to the ROUTER; `run` returns once `stop` was called and all is answered."""
+
+    def __init__(
+        self,
+        router: Socket,
+        scheduler: Scheduler,
+        lanes: Lanes,
+        slots: Slots,
+        max_rows: int,
+        model: Model,
+        welcome: Welcome,
+        epoch: Epoch,
+        run_dir: Path,
+        wake_fd: int,
+    ) -> None:
+        self.counters = Counters()
+        self._router = router
+        self._scheduler = scheduler
+        self._lanes = lanes
+        self._slots = slots
+        self._max_rows = max_rows
+        self._model = model
+        self._epoch = epoch
+        self._welcome = messages.welcome(welcome, epoch)
+        self._run_dir = run_dir
+        self._frontends: set[int] = set()
+        self._poller = zmq.Poller()
+        self._poller.register(router, zmq.POLLIN)
+        self._poller.register(wake_fd, zmq.POLLIN)
+        self._wake_fd = wake_fd
+        self._stop_by: int | None = None
+        self._bury_at = 0
+        self._short_of_rows = False
+        self._handlers: dict[Type, Callable[[int, bytes, Header], None]] = {
+            Type.HELLO: self._on_hello,
+            Type.SUBMIT: self._on_submit,
+            Type.CANCEL: self._on_cancel,
+        }
+
+    def stop(self, grace_ns: int) -> None:
+        """End once nothing waits or runs, or after `grace_ns`; safe in a signal handler."""
+        self._stop_by = time.monotonic_ns() + grace_ns
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        while not self._is_finished():
+            self._poll()
+            self._receive()
+            self._publish()
+            self._dispatch()
+            self._bury()
+        log.info("stopped", extra=asdict(self.counters))
+
+    def _is_finished(self) -> bool:
+        if self._stop_by is None:
+            return False
+        idle = not self._scheduler and not self._lanes.busy
+        return idle or time.monotonic_ns() >= self._stop_by
+
+    def _poll(self) -> None:
+        now = time.monotonic_ns()
+        # Front ends free rows without a word, so a loop that is short of them looks again soon.
+        until = now + ROWS_RETRY_NS if self._short_of_rows else self._bury_at
+        if self._lanes.free and not self._short_of_rows and (due := self._scheduler.wake_at()) is not None:
+            until = min(until, due)
+        # Rounded up: a poll that ends early would only turn round again.
+        timeout_ms = max(0, -(-(until - now) // 1_000_000))
+        for source, _ in self._poller.poll(timeout_ms):
+            if source == self._wake_fd:
+                drain(self._wake_fd)
+
+    # receive
+
+    def _receive(self) -> None:
+        for _ in range(RECEIVE_BUDGET):
+            try:
+                identity, *rest = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._on_message(identity, rest)
+
+    def _on_message(self, identity: bytes, rest: list[bytes]) -> None:
+        try:
+            owner = frontend_id(identity)
+            if owner is None or len(rest) != 1:
+                raise MalformedFrame(f"{len(rest)} frames from {identity!r}")
+            header = messages.parse_header(rest[0])
+            handler = self._handlers.get(header.type)
+            if handler is None:
+                raise MalformedFrame(f"{header.type.name} is nothing an engine takes")
+            if header.type is not Type.HELLO and (owner not in self._frontends or header.epoch != self._epoch):
+                raise MalformedFrame(f"{header.type.name} from a front end that was not welcomed in this epoch")
+            handler(owner, rest[0], header)
+        except MalformedFrame as error:
+            self.counters.malformed += 1
+            log.warning("frame dropped", extra={"reason": str(error)})
+
+    def _on_hello(self, owner: int, frame: bytes, header: Header) -> None:
+        # A HELLO can outlive its sender in the socket's buffer; rows lent to the dead would never come back.
+        if frontend_lives(self._run_dir, owner) and self._send(owner, self._welcome):
+            self._frontends.add(owner)
+            log.info("front end joined", extra={"frontend": f"{owner:08x}"})
+
+    def _on_submit(self, owner: int, frame: bytes, header: Header) -> None:
+        table, ids = messages.parse_submit(frame, header)
+        now = time.monotonic_ns()
+        in_range = not len(ids) or (ids.min() >= 0 and ids.max() < self._model.vocab_size)
+        rejected: list[tuple[int, int, int, int]] = []
+        begin = 0
+        for sequence, deadline, length, priority in table.tolist():
+            text = ids[begin : begin + length]
+            begin += length
+            if not in_range or length > self._model.max_tokens:
+                rejected.append((sequence, NO_ROW, Status.INVALID, 0))
+                continue
+            # An unknown priority is a newer front end's: the least urgent one is the safe reading.
+            queue = Priority.INTERACTIVE if priority == Priority.INTERACTIVE else Priority.BULK
+            if not self._scheduler.add(Item(owner, sequence, text, queue, deadline, now)):
+                self.counters.refused += 1
+                rejected.append((sequence, NO_ROW, Status.REFUSED, 0))
+        if rejected:
+            self._send(owner, messages.reply(rejected, 0, self._epoch))
+
+    def _on_cancel(self, owner: int, frame: bytes, header: Header) -> None:
+        self._scheduler.cancel(owner, messages.parse_cancel(frame, header).tolist())
+
+    # schedule and run
+
+    def _dispatch(self) -> None:
+        self._short_of_rows = False
+        while self._lanes.free and self._scheduler:
+            if not self._start_batch():
+                return
+
+    def _start_batch(self) -> bool:
+        """Give a free lane a batch; False where there is none to give now."""
+        # The rows come first: a batch that is formed can then always run.
+        first = self._slots.reserve(self._max_rows)
+        if first is None:
+            self._short_of_rows = True
+            return False
+        now = time.monotonic_ns()
+        blocked = self._slots.over_share()
+        batch, expired = self._scheduler.next_batch(now, idle=not self._lanes.busy, blocked=blocked)
+        self._slots.trim(first, self._max_rows, len(batch))
+        self._short_of_rows = bool(blocked)
+        if expired:
+            self.counters.expired += len(expired)
+            self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
+        if batch:
+            self._lanes.start(Batch(batch, first, now))
+        return bool(batch or expired)
+
+    # publish
+
+    def _publish(self) -> None:
+        for batch in self._lanes.collect():
+            self.counters.batches += 1
+            self.counters.items += len(batch.items)
+            self._reply(self._outcomes(batch), batch.compute_ns)
+
+    def _outcomes(self, batch: Batch) -> Iterator[Outcome]:
+        for row, item in enumerate(batch.items, batch.first):
+            wait = batch.started - item.arrived
+            if batch.finite is None or not batch.finite[row - batch.first]:
+                self.counters.failed += 1
+                self._slots.give_up(row)
+                yield item, NO_ROW, Status.FAILED, wait
+            elif item.owner not in self._frontends:
+                self._slots.give_up(row)
+            else:
+                self._slots.lend(row, item.owner)
+                yield item, row, Status.OK, wait
+
+    def _reply(self, outcomes: Iterable[Outcome], compute_ns: int = 0) -> None:
+        """One message to each front end that has a text among the outcomes."""
+        by_owner: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+        for item, row, status, wait in outcomes:
+            by_owner[item.owner].append((item.sequence, row, status, wait))
+        for owner, results in by_owner.items():
+            if not self._send(owner, messages.reply(results, compute_ns, self._epoch)):
+                for _, row, outcome, _ in results:
+                    if outcome == Status.OK:
+                        self._slots.retract(row)
+
+    def _send(self, owner: int, frame: bytes) -> bool:
+        """False where the front end is gone, or reads so little that its pipe is full: it gets no answer then."""
+        try:
+            self._router.send_multipart([routing_id(owner), frame], zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError) as error:
+            self.counters.unsent += 1
+            log.warning("message not sent", extra={"frontend": f"{owner:08x}", "reason": str(error)})
+            return False
+        return True
+
+    # the dead
+
+    def _bury(self) -> None:
+        now = time.monotonic_ns()
+        if now < self._bury_at:
+            return
+        self._bury_at = now + BURY_EVERY_NS
+        for owner in bury_dead_frontends(self._run_dir):
+            self._frontends.discard(owner)
+            dropped, reclaimed = self._scheduler.drop_owner(owner), self._slots.reclaim(owner)
+            log.info(
+                "front end left",
+                extra={"frontend": f"{owner:08x}", "texts_dropped": dropped, "rows_reclaimed": reclaimed},
+            )
+
+
+def drain(wake_fd: int) -> None:
+    """Reset an eventfd that poll has shown to be readable."""
+    os.eventfd_read(wake_fd)

@@ -1,0 +1,94 @@
+"""ONNX Runtime with IO binding, the same code on the CPU and on CUDA.
+
+Session options and lanes: measured in docs/decisions/0003-lanes-of-one-thread.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from ipc.bundle import Bundle
+from ipc.errors import StartError
+from ipc.messages import Ids
+from ipc.settings import cores
+from ipc.slab import Rows
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "3"}
+# A first run of a shape is slow, mostly for its memory: the longest text grows the arena once.
+WARM_UP_LENGTHS = (16, 128)
+
+
+class OnnxRunner:
+    """One session; `run` may be called from `lanes` threads at once."""
+
+    precision = "fp32"
+
+    def __init__(self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int) -> None:
+        self.device: str = choose_device(device)
+        self.lanes = lanes or (cores() if self.device == "cpu" else 1)
+        self._max_tokens = bundle.max_tokens
+        self._session = _open_session(bundle, self.device)
+
+    def warm_up(self, rows: Rows) -> None:
+        """Run the longest text first, so that the arena is grown once and not in steps; then full batches."""
+        self.run([np.zeros(self._max_tokens, np.int32)], rows[:1])
+        for length in WARM_UP_LENGTHS:
+            for count in (len(rows), 1):
+                self.run([np.zeros(min(length, self._max_tokens), np.int32)] * count, rows[:count])
+
+    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+        """Bind the output to `rows` itself: ONNX Runtime writes into the slab, and nothing is copied after it."""
+        if rows.shape[0] != len(texts) or not rows.flags.c_contiguous:
+            raise ValueError(f"rows of shape {rows.shape} cannot take {len(texts)} vectors in one extent")
+        ids = np.stack(texts)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_output("embeddings", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """Resolve "auto". Raises StartError where CUDA is asked for and this ONNX Runtime has none."""
+    has_cuda = PROVIDERS["cuda"] in ort.get_available_providers()
+    if wanted == "cuda" and not has_cuda:
+        raise StartError(
+            "EMBEDLANE_DEVICE=cuda, but the ONNX Runtime installed has no CUDA provider: "
+            "install onnxruntime-gpu in place of onnxruntime, or set EMBEDLANE_DEVICE=cpu."
+        )
+    if wanted == "auto":
+        return "cuda" if has_cuda else "cpu"
+    return wanted
+
+
+def _open_session(bundle: Bundle, device: str) -> ort.InferenceSession:
+    provider = PROVIDERS[device]
+    if device == "cuda":
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    # A spinning thread would take the core from the front ends.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # ONNX Runtime's warnings are about its own choices; what fails is raised.
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(
+            bundle.graph("fp32"),
+            options,
+            providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
+            # Without this a provider that cannot be made is replaced by the CPU's, and nobody is told.
+            enable_fallback=0,
+        )
+    except Exception as error:
+        raise StartError(f"ONNX Runtime cannot load {bundle.folder} on {device}: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise StartError(
+            f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}: check the driver and the "
+            "CUDA libraries, or set EMBEDLANE_DEVICE=cpu."
+        )
+    return session

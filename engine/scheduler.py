@@ -1,0 +1,165 @@
+"""When a batch leaves, and which texts are in it. Pure: no socket, no clock of its own.
+
+A batch holds texts of equal length, so no token of it is padding and no mask is needed. It leaves when it is full
+(rows or tokens), when its oldest text has waited `max_wait`, or at once when no other lane works, for then waiting
+would gain nothing. It is formed as late as possible, when a lane asks for it, so that later arrivals can join.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from ipc.messages import Ids, Priority
+
+Key: TypeAlias = tuple[int, int]
+NOBODY: frozenset[int] = frozenset()
+# Bulk texts go first once they have waited this long, so that interactive traffic cannot starve them.
+BULK_PATIENCE_NS = 500_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of a batch and of each priority's queue; max_wait in ns."""
+
+    rows: int
+    tokens: int
+    max_wait: int
+    queue_items: int
+
+    def rows_of(self, length: int) -> int:
+        """Most texts of this many tokens in one batch."""
+        return min(self.rows, max(1, self.tokens // length))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One text: ids int32 [length], deadline and arrival in ns on the monotonic clock."""
+
+    owner: int
+    sequence: int
+    ids: Ids
+    priority: Priority
+    deadline: int
+    arrived: int
+
+    @property
+    def key(self) -> Key:
+        """Unique among all items of all front ends."""
+        return self.owner, self.sequence
+
+
+class Turn(NamedTuple):
+    """What a free lane gets: texts to run, and those whose deadline has passed."""
+
+    batch: list[Item]
+    expired: list[Item]
+
+
+class Queue:
+    """Waiting texts of one priority, in order of arrival, and the same by length."""
+
+    def __init__(self) -> None:
+        self.waiting: OrderedDict[Key, Item] = OrderedDict()
+        self.by_length: dict[int, OrderedDict[Key, Item]] = {}
+
+    def add(self, item: Item) -> None:
+        """Append a text."""
+        self.waiting[item.key] = item
+        self.by_length.setdefault(len(item.ids), OrderedDict())[item.key] = item
+
+    def remove(self, item: Item) -> None:
+        """Take out a text that waits here."""
+        del self.waiting[item.key]
+        group = self.by_length[len(item.ids)]
+        del group[item.key]
+        if not group:
+            del self.by_length[len(item.ids)]
+
+    def oldest(self, blocked: frozenset[int]) -> Item | None:
+        """The text that has waited longest among those that may go."""
+        return next((item for item in self.waiting.values() if item.owner not in blocked), None)
+
+
+class Scheduler:
+    """Two queues, interactive and bulk, each with its own limit, and the choice of the next batch."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._queues = {priority: Queue() for priority in Priority}
+
+    def __len__(self) -> int:
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
+    def add(self, item: Item) -> bool:
+        """Queue a text; False where its priority's queue is full."""
+        queue = self._queues[item.priority]
+        if len(queue.waiting) >= self._limits.queue_items:
+            return False
+        queue.add(item)
+        return True
+
+    def cancel(self, owner: int, sequences: Iterable[int]) -> None:
+        """Drop texts that nobody waits for; those already in a batch run to its end."""
+        for sequence in sequences:
+            for queue in self._queues.values():
+                item = queue.waiting.get((owner, sequence))
+                if item is not None:
+                    queue.remove(item)
+
+    def drop_owner(self, owner: int) -> int:
+        """Drop every text of a dead front end; gives their number."""
+        dropped = 0
+        for queue in self._queues.values():
+            for item in [item for item in queue.waiting.values() if item.owner == owner]:
+                queue.remove(item)
+                dropped += 1
+        return dropped
+
+    def next_batch(self, now: int, *, idle: bool, blocked: frozenset[int] = NOBODY) -> Turn:
+        """The texts for a lane that is free; an empty batch where waiting is better.
+
+        `idle` says that no other lane works. Texts of front ends in `blocked` stay where they are.
+        """
+        for queue in self._by_urgency(now):
+            length = self._ripe_length(queue, now, idle, blocked)
+            if length is not None:
+                return self._take(queue, length, now, blocked)
+        return Turn([], [])
+
+    def wake_at(self, blocked: frozenset[int] = NOBODY) -> int | None:
+        """When the oldest text will have waited `max_wait`, or None where nothing waits."""
+        heads = [queue.oldest(blocked) for queue in self._queues.values()]
+        return min((item.arrived + self._limits.max_wait for item in heads if item), default=None)
+
+    def _by_urgency(self, now: int) -> Iterator[Queue]:
+        interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
+        oldest = bulk.oldest(NOBODY)
+        patient = oldest is None or now - oldest.arrived < BULK_PATIENCE_NS
+        return iter((interactive, bulk) if patient else (bulk, interactive))
+
+    def _ripe_length(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> int | None:
+        """The length to run now: the oldest text's if it is due, else one of which there is a full batch."""
+        oldest = queue.oldest(blocked)
+        if oldest is None:
+            return None
+        if idle or now - oldest.arrived >= self._limits.max_wait:
+            return len(oldest.ids)
+        return next((length for length, group in queue.by_length.items() if self._is_full(length, group)), None)
+
+    def _is_full(self, length: int, group: OrderedDict[Key, Item]) -> bool:
+        return len(group) >= self._limits.rows_of(length)
+
+    def _take(self, queue: Queue, length: int, now: int, blocked: frozenset[int]) -> Turn:
+        turn = Turn([], [])
+        room = self._limits.rows_of(length)
+        for item in queue.by_length[length].values():
+            if item.owner not in blocked:
+                (turn.expired if item.deadline <= now else turn.batch).append(item)
+            if len(turn.batch) == room:
+                break
+        for item in (*turn.batch, *turn.expired):
+            queue.remove(item)
+        return turn

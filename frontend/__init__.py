@@ -1,0 +1,1 @@
+"""The HTTP side, one uvloop process: auth, tokenize, submit, encode the rows that come back."""

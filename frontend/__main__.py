@@ -1,0 +1,86 @@
+"""`python -m frontend`: serve HTTP on the socket inherited as descriptor 0, else on one of its own.
+
+The supervisor opens one listening socket for all front ends, so a restart loses nothing that is queued there. Not
+`uvicorn --fd`: it takes the descriptor for a Unix socket, so TCP_NODELAY is never set and clients see 40 ms stalls.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+
+import uvicorn
+
+from frontend.app import create_app
+from frontend.auth import load_or_make_key
+from ipc.bundle import load_bundle, locate_bundle
+from ipc.errors import StartError
+from ipc.liveness import ensure_run_dir
+from ipc.log import configure_logging
+from ipc.settings import Settings, load_settings
+
+BACKLOG = 2048
+STOP_GRACE_SECONDS = 15
+# Longer than the 60 s after which common load balancers give up an idle connection, so that they close first.
+KEEP_ALIVE_SECONDS = 75
+
+
+def main() -> int:
+    """Run one front end; gives the exit status."""
+    # A front end has one core's worth of work; the tokenizer's own thread pool would only fight the engine for cores.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        settings = load_settings()
+        configure_logging("frontend", settings.log_level)
+        ensure_run_dir(settings.run_path)
+        # The engine hashes the bundle's files; the tokenizer alone is read here.
+        bundle = load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)
+        app = create_app(settings, bundle, load_or_make_key(settings))
+        listener = inherited_socket() or bind(settings)
+    except StartError as error:
+        print(f"embedlane front end: {error}", file=sys.stderr)
+        return StartError.EXIT_CODE
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=STOP_GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+def inherited_socket() -> socket.socket | None:
+    """The listening TCP socket at descriptor 0, if that is what is there."""
+    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+        return None
+    inherited = socket.socket(fileno=os.dup(0))
+    is_listening = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if is_listening and inherited.family == socket.AF_INET:
+        return inherited
+    inherited.close()
+    return None
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket of this process alone. Raises StartError."""
+    try:
+        return socket.create_server((settings.host, settings.port), backlog=BACKLOG)
+    except OSError as error:
+        raise StartError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): "
+            "set EMBEDLANE_HOST or EMBEDLANE_PORT."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The front end on one screen: routes, and the middleware in the order a request meets it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from frontend import health
+from frontend.auth import Auth
+from frontend.client import EngineClient
+from frontend.correlation import Correlation
+from frontend.dialects import Dialect, openai, original, tei
+from frontend.embed import Embedder
+from frontend.errors import Errors, raise_ours
+from frontend.tokenizer import Tokenizer
+from ipc.bundle import TOKENIZER, Bundle
+from ipc.settings import Settings
+
+ROUTES: Final = [
+    Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
+    Route("/embeddings", openai.embeddings, methods=["POST"]),
+    Route("/embed", tei.embed, methods=["POST"]),
+    Route("/v1/embed", original.embed, methods=["POST"]),
+    Route("/v1/models", openai.models, methods=["GET"]),
+    Route("/health", health.health, methods=["GET"]),
+    Route("/ready", health.ready, methods=["GET"]),
+]
+
+OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+
+DIALECTS: Final[dict[str, Dialect]] = {
+    "/v1/embeddings": openai,
+    "/embeddings": openai,
+    "/v1/models": openai,
+    "/embed": tei,
+}
+
+
+def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
+    """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+        client = EngineClient(
+            settings.run_path,
+            bundle.fingerprint,
+            most_flights=settings.queue_items,
+            grace_s=settings.engine_grace_ms / 1e3,
+        )
+        app.state.embedder = Embedder(settings, bundle, tokenizer, client)
+        yield
+        client.close()
+        tokenizer.close()
+
+    return Starlette(
+        routes=ROUTES,
+        middleware=[
+            Middleware(Correlation),
+            Middleware(Errors, dialects=DIALECTS, default=original),
+            Middleware(Auth, key=key, open_paths=OPEN_PATHS),
+        ],
+        exception_handlers={HTTPException: raise_ours},
+        lifespan=lifespan,
+    )

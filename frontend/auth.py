@@ -1,0 +1,82 @@
+"""The API key: made once, kept in a file of mode 0600, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Container
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ipc.errors import StartError, Unauthorized
+from ipc.settings import Settings
+
+KEY_FILE = "api-key"
+KEY_PREFIX = "el-"
+
+
+class Auth:
+    """Lets a request pass with the key, in `Authorization` (Bearer or raw) or `X-API-Key`, or to an open path."""
+
+    def __init__(self, app: ASGIApp, key: str, open_paths: Container[str]) -> None:
+        self._app = app
+        # Comparing digests of equal length tells nothing of the key's length either.
+        self._digest = _digest(key.encode())
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Raises Unauthorized."""
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            self._check(scope)
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        given = None
+        for name, value in scope["headers"]:
+            if name in {b"authorization", b"x-api-key"}:
+                given = value[7:] if value[:7].lower() == b"bearer " else value
+                if hmac.compare_digest(_digest(given.strip()), self._digest):
+                    return
+        if given is None:
+            raise Unauthorized("No API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+        raise Unauthorized("This API key is not valid: check it against the server's.")
+
+
+def load_or_make_key(settings: Settings) -> str:
+    """The configured key, else the kept one, else a new one that is kept from now on.
+
+    Any number of processes may call this at once: all get the same key.
+    """
+    if settings.api_key:
+        return settings.api_key
+    path = settings.data_path / KEY_FILE
+    try:
+        if not path.exists():
+            _keep(path, KEY_PREFIX + secrets.token_urlsafe(32))
+        return path.read_text().strip()
+    except OSError as error:
+        raise StartError(
+            f"The API key cannot be kept in {path} ({error.strerror}): set EMBEDLANE_API_KEY or EMBEDLANE_DATA_DIR."
+        ) from None
+
+
+def _keep(path: Path, key: str) -> None:
+    """Write beside, then link: the file appears whole, and only the first of several writers makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{KEY_FILE}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key + "\n")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    finally:
+        draft.unlink()
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

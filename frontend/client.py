@@ -1,0 +1,284 @@
+"""The way to the engine: submit token ids, wait for rows, survive the engine's deaths.
+
+One connection, one identity: when a connection is lost, its identity is given up (the engine takes back whatever rows
+it had lent to it) and a new one is made. So no reply, row or lease of a lost connection can be mistaken for one of the
+next, and an engine that restarts needs no memory of its predecessor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+from frontend.link import Link
+from ipc import messages
+from ipc.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    MalformedFrame,
+    Overloaded,
+    PoisonRequest,
+    RequestError,
+)
+from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
+from ipc.slab import FREE, Row
+
+log = logging.getLogger(__name__)
+
+# A second death with the same text in flight is taken for its doing.
+MOST_DEATHS = 2
+RETRY_AFTER_SECONDS = 1.0
+
+Take = Callable[[Row], bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]."""
+
+    take: Take
+    parts: list[bytes]
+    missing: int
+    done: asyncio.Future[None]
+    wait_ns: int = 0
+    compute_ns: int = 0
+
+    def put(self, index: int, row: Row, wait_ns: int, compute_ns: int) -> None:
+        """Encode a vector from the slab itself."""
+        self.parts[index] = self.take(row)
+        self.wait_ns = max(self.wait_ns, wait_ns)
+        self.compute_ns = max(self.compute_ns, compute_ns)
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the call; the first error wins."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One text between submit and reply."""
+
+    submission: Submission
+    call: Call
+    index: int
+    deaths: int = 0
+    is_sent: bool = False
+
+
+@dataclass(slots=True)
+class Outbox:
+    """What the next flush sends: all submits and cancels of one turn of the event loop."""
+
+    flights: list[Flight] = field(default_factory=list)
+    cancels: list[int] = field(default_factory=list)
+    is_scheduled: bool = False
+
+
+class EngineClient:
+    """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
+
+    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float) -> None:
+        self._run_dir = run_dir
+        self._fingerprint = fingerprint
+        self._most_flights = most_flights
+        self._grace_s = grace_s
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._flights: dict[int, Flight] = {}
+        self._sequences = itertools.count(1)
+        self._outbox = Outbox()
+        self._refusal: EngineUnavailable | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self.engine: Welcome | None = None
+        self.last_vector_ns = 0
+        self._link = self._connect()
+
+    def close(self) -> None:
+        """Let go of the engine; texts still in flight fail."""
+        self._fail_all(EngineUnavailable("This front end is stopping: try again.", retry_after=RETRY_AFTER_SECONDS))
+        if self._grace:
+            self._grace.cancel()
+        self._link.close()
+        self._context.destroy(linger=0)
+
+    async def embed(self, texts: Sequence[Ids], take: Take, *, deadline_ns: int, priority: Priority) -> Call:
+        """Send texts (each int32 [length]) and wait until every vector went through `take`.
+
+        `take` is called in the event loop with the row in the slab, which is lent to it for that call only.
+        Raises a RequestError; a cancelled caller takes its texts back.
+        """
+        self._admit(len(texts))
+        call = Call(take, [b""] * len(texts), len(texts), self._loop.create_future())
+        sequences = [self._launch(call, n, ids, deadline_ns, priority) for n, ids in enumerate(texts)]
+        timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
+        try:
+            if texts:
+                await call.done
+            return call
+        finally:
+            timer.cancel()
+            if call.missing:
+                self._take_back(sequences)
+
+    # submit
+
+    def _admit(self, texts: int) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        if len(self._flights) + texts > self._most_flights:
+            raise Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
+
+    def _launch(self, call: Call, index: int, ids: Ids, deadline_ns: int, priority: Priority) -> int:
+        sequence = next(self._sequences)
+        flight = Flight(Submission(sequence, deadline_ns, priority, ids), call, index)
+        self._flights[sequence] = flight
+        self._outbox.flights.append(flight)
+        self._schedule_flush()
+        return sequence
+
+    def _take_back(self, sequences: Sequence[int]) -> None:
+        for sequence in sequences:
+            flight = self._flights.pop(sequence, None)
+            if flight is not None and flight.is_sent:
+                self._outbox.cancels.append(sequence)
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._outbox.is_scheduled:
+            self._outbox.is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._outbox.is_scheduled = False
+        if self.engine is None:
+            # Nothing is lost: a WELCOME launches every flight anew, and cancels mean nothing to a new engine.
+            self._outbox = Outbox()
+            return
+        flights = [f for f in self._outbox.flights if f.submission.sequence in self._flights]
+        if flights and self._link.send(messages.submit([f.submission for f in flights], self._link.epoch)):
+            for flight in flights:
+                flight.is_sent = True
+            flights = []
+        cancels = self._outbox.cancels
+        if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
+            cancels = []
+        # What the socket did not take (a stopped engine, a full pipe) goes with the link's next tick.
+        self._outbox = Outbox(flights, cancels)
+        self._link.receive()
+
+    # receive
+
+    def _on_message(self, frame: bytes) -> None:
+        try:
+            header = messages.parse_header(frame)
+            if header.type is Type.WELCOME:
+                self._on_welcome(messages.parse_welcome(frame), header)
+            elif header.type is Type.REPLY and header.epoch == self._link.epoch:
+                self._on_reply(frame, header)
+            else:
+                raise MalformedFrame(f"{header.type.name} is nothing a front end takes now")
+        except MalformedFrame as error:
+            log.error("frame from the engine dropped", extra={"reason": str(error)})
+
+    def _on_welcome(self, engine: Welcome, header: Header) -> None:
+        try:
+            self._link.attach(engine, header.epoch)
+        except (OSError, ValueError) as error:
+            # That engine died meanwhile and its files are gone; its connection is about to break.
+            log.warning("slab not attached", extra={"reason": str(error)})
+            return
+        if self._grace:
+            self._grace.cancel()
+        if engine.fingerprint != self._fingerprint:
+            self._refuse(f"The engine serves {engine.model}, another model than this front end: restart both.")
+            return
+        log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
+        self._refusal = None
+        self.engine = engine
+        self._outbox = Outbox(list(self._flights.values()))
+        self._schedule_flush()
+
+    def _on_reply(self, frame: bytes, header: Header) -> None:
+        slab = self._link.slab
+        for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
+            flight = self._flights.pop(sequence, None)
+            if status == Status.OK:
+                self.last_vector_ns = time.monotonic_ns()
+                try:
+                    if flight is not None:
+                        flight.call.put(flight.index, slab.rows[row], wait_ns, header.extra)
+                except Exception as error:
+                    assert flight is not None
+                    flight.call.fail(error)
+                finally:
+                    slab.leases[row] = FREE
+            elif flight is not None:
+                flight.call.fail(_error_of(status))
+
+    # the engine's deaths
+
+    def _connect(self) -> Link:
+        self._grace = self._loop.call_later(self._grace_s, self._give_up)
+        return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._schedule_flush)
+
+    def _on_lost(self) -> None:
+        was_joined = self.engine is not None
+        self.engine = None
+        self._link.close()
+        if self._grace:
+            self._grace.cancel()
+        for flight in [f for f in self._flights.values() if f.is_sent]:
+            flight.is_sent = False
+            flight.deaths += 1
+            if flight.deaths == MOST_DEATHS:
+                flight.call.fail(PoisonRequest("The engine died twice with this request in flight: do not repeat it."))
+        if was_joined:
+            log.warning("engine lost", extra={"texts_in_flight": len(self._flights)})
+        self._link = self._connect()
+
+    def _give_up(self) -> None:
+        self._refuse("The engine is not running: try again later.")
+
+    def _refuse(self, reason: str) -> None:
+        """Answer every request with 503 from now on, until an engine joins."""
+        log.error("requests are refused", extra={"reason": reason})
+        self.engine = None
+        self._refusal = EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
+        self._fail_all(self._refusal)
+
+    def _fail_all(self, error: RequestError) -> None:
+        for flight in self._flights.values():
+            flight.call.fail(error)
+
+    def _expire(self, call: Call) -> None:
+        if self.engine is None:
+            call.fail(
+                EngineUnavailable(
+                    "The engine did not come back before the request's deadline: try again.",
+                    retry_after=RETRY_AFTER_SECONDS,
+                )
+            )
+        else:
+            call.fail(DeadlineExceeded("No answer before the request's deadline: allow more time or send less."))
+
+
+def _error_of(status: int) -> RequestError:
+    match status:
+        case Status.EXPIRED:
+            return DeadlineExceeded("The request's deadline passed while it waited: allow more time or send less.")
+        case Status.REFUSED:
+            return Overloaded("The engine's queue is full: try again later.", retry_after=RETRY_AFTER_SECONDS)
+        case _:
+            return EngineFailure("The model could not be run on this text: the engine's log has the reason.")

@@ -1,0 +1,45 @@
+"""X-Correlation-ID: taken from the request if it is sane, else made; on every response and log line."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ipc.log import correlation_id
+
+HEADERS = (b"x-correlation-id", b"x-request-id")
+# What may go into a log and a header as it is.
+SANE = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class Correlation:
+    """Puts the id into `scope["correlation_id"]` and the log context, and adds the response header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        identity = _given(scope) or secrets.token_hex(16)
+        scope["correlation_id"] = identity
+        correlation_id.set(identity)
+        header = (b"x-correlation-id", identity.encode())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def _given(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name in HEADERS and SANE.fullmatch(value):
+            return str(value, "ascii")
+    return None

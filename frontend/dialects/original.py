@@ -1,0 +1,54 @@
+"""The original gateway: `POST /v1/embed`. Its errors also answer for paths that no dialect owns."""
+
+from __future__ import annotations
+
+import msgspec
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.body import read_json
+from frontend.embed import Embedder
+from frontend.responses import STATUS, json_response, json_vector
+from ipc.errors import InvalidRequest, RequestError
+
+__all__ = ["STATUS", "embed", "error_body"]
+
+MOST_CHARS = 1024
+
+
+class EmbedBody(msgspec.Struct):
+    """The text is stripped; then it must have 1 to 1,024 characters."""
+
+    input_text: str
+
+
+_decoder = msgspec.json.Decoder(EmbedBody)
+
+
+async def embed(request: Request) -> Response:
+    """`POST /v1/embed`: one text, truncated to what the model takes, as the original does."""
+    embedder: Embedder = request.app.state.embedder
+    body = await read_json(request, _decoder, embedder.settings.max_body_bytes)
+    text = body.input_text.strip()
+    if not 1 <= len(text) <= MOST_CHARS:
+        raise InvalidRequest(
+            f"`input_text` must have 1 to {MOST_CHARS} characters, and has {len(text)}.", param="input_text"
+        )
+    done = await embedder.embed(request, [text], json_vector, field="input_text", truncate=True)
+    return json_response(
+        b'{"embedding":%b,"model":%b}' % (done.parts[0], orjson.dumps(embedder.bundle.id)), headers=done.headers()
+    )
+
+
+def error_body(error: RequestError, status: int, correlation_id: str) -> bytes:
+    """`{error, detail, code, correlation_id}`, and `retry_after` in seconds where trying again helps."""
+    body: dict[str, object] = {
+        "error": type(error).__name__,
+        "detail": error.message,
+        "code": error.code,
+        "correlation_id": correlation_id,
+    }
+    if error.retry_after is not None:
+        body["retry_after"] = error.retry_after
+    return orjson.dumps(body)

@@ -1,0 +1,65 @@
+"""text-embeddings-inference: `POST /embed`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import orjson
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from frontend.body import read_json
+from frontend.embed import Embedder
+from frontend.responses import STATUS, json_response, json_vector
+from ipc.errors import InvalidRequest, RequestError
+
+__all__ = ["STATUS", "embed", "error_body"]
+
+# TEI's own names for the kinds of error, by status.
+ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+
+
+class EmbedBody(msgspec.Struct):
+    """Fields that are not here are ignored."""
+
+    inputs: str | list[str]
+    truncate: bool | None = None
+    truncation_direction: str | None = None
+    normalize: bool | None = None
+    prompt_name: str | None = None
+    dimensions: Annotated[int, Meta(ge=1)] | None = None
+
+    def check(self) -> None:
+        """Refuse what this server cannot do, for doing something else instead would give wrong vectors."""
+        if self.truncation_direction is not None and self.truncation_direction.lower() != "right":
+            raise InvalidRequest("Only `right` truncation is supported.", param="truncation_direction")
+        if self.normalize is False:
+            raise InvalidRequest("The model's vectors are always normalized.", param="normalize")
+        if self.prompt_name is not None:
+            raise InvalidRequest("The model has no prompts.", param="prompt_name")
+
+
+_decoder = msgspec.json.Decoder(EmbedBody)
+
+
+async def embed(request: Request) -> Response:
+    """`POST /embed`: a bare list of vectors."""
+    embedder: Embedder = request.app.state.embedder
+    body = await read_json(request, _decoder, embedder.settings.max_body_bytes)
+    body.check()
+    done = await embedder.embed(
+        request,
+        [body.inputs] if isinstance(body.inputs, str) else body.inputs,
+        json_vector,
+        field="inputs",
+        truncate=bool(body.truncate),
+        dimensions=body.dimensions,
+    )
+    return json_response(b"[%b]" % b",".join(done.parts), headers=done.headers())
+
+
+def error_body(error: RequestError, status: int, correlation_id: str) -> bytes:
+    """`{"error", "error_type"}`."""
+    return orjson.dumps({"error": error.message, "error_type": ERROR_TYPES.get(status, error.code.title())})

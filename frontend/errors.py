@@ -1,0 +1,71 @@
+"""Exactly one answer a request, whatever happens: errors become the answer of the path's dialect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend.dialects import Dialect
+from frontend.responses import error_response
+from ipc.errors import InternalError, MethodNotAllowed, RequestError, UnknownRoute
+
+log = logging.getLogger(__name__)
+
+
+class Errors:
+    """Renders what is raised below it in the dialect of the path; `default` speaks for unknown paths."""
+
+    def __init__(self, app: ASGIApp, dialects: Mapping[str, Dialect], default: Dialect) -> None:
+        self._app = app
+        self._dialects = dialects
+        self._default = default
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def note_begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_begin)
+        except ClientDisconnect:
+            return
+        except RequestError as error:
+            problem = error
+        except Exception:
+            log.exception("unexpected error", extra={"path": scope["path"]})
+            problem = InternalError("An unexpected error: the log has it under this correlation id.")
+            if has_begun:
+                raise
+        else:
+            return
+        await self._render(scope, problem)(scope, receive, send)
+
+    def _render(self, scope: Scope, error: RequestError) -> Response:
+        dialect = self._dialects.get(scope["path"], self._default)
+        status = dialect.STATUS[type(error)]
+        return error_response(error, status, dialect.error_body(error, status, scope["correlation_id"]))
+
+
+async def raise_ours(request: Request, error: Exception) -> Response:
+    """Starlette's own errors (no such path, no such method) as ours, so that `Errors` sees one kind."""
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            raise UnknownRoute(f"There is nothing at {request.url.path}.")
+        case 405:
+            allowed = (error.headers or {}).get("Allow", "another method")
+            raise MethodNotAllowed(f"{request.url.path} does not take {request.method}: use {allowed}.")
+        case _:
+            raise error

@@ -1,0 +1,88 @@
+"""Rows → bytes, and errors → status: the one table."""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from ipc.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    InputTooLong,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    Overloaded,
+    PoisonRequest,
+    RequestError,
+    Unauthorized,
+    UnknownRoute,
+    UnsupportedMedia,
+)
+from ipc.slab import Row
+
+STATUS: Final[dict[type[RequestError], int]] = {
+    InvalidRequest: 422,
+    InputTooLong: 422,
+    UnsupportedMedia: 415,
+    BodyTooLarge: 413,
+    Unauthorized: 401,
+    UnknownRoute: 404,
+    MethodNotAllowed: 405,
+    Overloaded: 429,
+    EngineUnavailable: 503,
+    DeadlineExceeded: 504,
+    EngineFailure: 500,
+    PoisonRequest: 500,
+    InternalError: 500,
+}
+
+# OpenAI's clients know as 400 what those of text-embeddings-inference and of the original gateway know as 422.
+OPENAI_STATUS: Final = STATUS | {InvalidRequest: 400, InputTooLong: 400}
+
+
+def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response around JSON that is encoded already."""
+    return Response(body, status, headers, "application/json")
+
+
+def error_response(error: RequestError, status: int, body: bytes) -> Response:
+    """An error's answer, with when to come back where that helps."""
+    headers = {}
+    if error.retry_after is not None:
+        # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one.
+        headers = {
+            "Retry-After": f"{max(1, round(error.retry_after))}",
+            "retry-after-ms": f"{error.retry_after * 1e3:.0f}",
+        }
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_response(body, status, headers)
+
+
+def json_vector(row: Row) -> bytes:
+    """A JSON list whose numbers read back as the same float32; `row` is float32 [dim]."""
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def base64_vector(row: Row) -> bytes:
+    """Base64 of little-endian float32 [dim], quoted for JSON."""
+    return b'"' + binascii.b2a_base64(row.data, newline=False) + b'"'
+
+
+def sliced(take: Callable[[Row], bytes], dimensions: int) -> Callable[[Row], bytes]:
+    """Encode only the first `dimensions` numbers, scaled to length 1 again."""
+
+    def take_slice(row: Row) -> bytes:
+        head = row[:dimensions]
+        norm = np.linalg.norm(head)
+        return take(head / norm if norm else head.copy())
+
+    return take_slice

@@ -1,0 +1,134 @@
+"""Everything that can go wrong, as one tree.
+
+EmbedlaneError
+├── StartError             this process can never start: exit 3, the supervisor must not restart it
+├── MalformedFrame         bytes on the ipc socket that are no message of this version
+└── RequestError           the client gets an answer that says so
+    ├── InvalidRequest     a field is missing, of the wrong type or out of range
+    │   └── InputTooLong   more tokens than the model takes, and truncation was not asked for
+    ├── UnsupportedMedia   the body is not declared as JSON
+    ├── BodyTooLarge
+    ├── Unauthorized
+    ├── UnknownRoute
+    ├── MethodNotAllowed
+    ├── Overloaded         the queue is full: come back later
+    ├── EngineUnavailable  there is no engine now, or the one there is serves another model
+    ├── DeadlineExceeded   no answer before the request's deadline
+    ├── EngineFailure      the model run failed, or gave something that is not a number
+    ├── PoisonRequest      the engine died twice with this request in flight
+    └── InternalError      a bug of ours; the log has the traceback under the correlation id
+
+HTTP statuses are not here: `frontend.responses.STATUS` is the one table.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EmbedlaneError(Exception):
+    """Root of the tree. The message is one sentence for a person, and says what to do."""
+
+
+class StartError(EmbedlaneError):
+    """This process can never start as it is configured."""
+
+    EXIT_CODE: ClassVar = 3
+
+
+class MalformedFrame(EmbedlaneError):
+    """Bytes that are no message of this version; the frame is dropped and counted."""
+
+
+class RequestError(EmbedlaneError):
+    """A request that gets an error answer.
+
+    `code` is the machine-readable name, in the original gateway's upper case; `param` names the field at fault;
+    `retry_after` is in seconds, or None where trying again is useless.
+    """
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, of the wrong type or out of range."""
+
+    code = "VALIDATION_ERROR"
+
+
+class InputTooLong(InvalidRequest):
+    """More tokens than the model takes, and truncation was not asked for."""
+
+    code = "INPUT_TOO_LONG"
+
+
+class UnsupportedMedia(RequestError):
+    """The body is not declared as JSON, or is compressed."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class BodyTooLarge(RequestError):
+    """The body is over EMBEDLANE_MAX_BODY_BYTES."""
+
+    code = "BODY_TOO_LARGE"
+
+
+class Unauthorized(RequestError):
+    """No key, or a wrong one."""
+
+    code = "UNAUTHORIZED"
+
+
+class UnknownRoute(RequestError):
+    """No such path."""
+
+    code = "NOT_FOUND"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, with another method."""
+
+    code = "METHOD_NOT_ALLOWED"
+
+
+class Overloaded(RequestError):
+    """The queue is full."""
+
+    code = "OVERLOADED"
+
+
+class EngineUnavailable(RequestError):
+    """No engine is connected, or it serves another model than this front end tokenizes for."""
+
+    code = "ENGINE_UNAVAILABLE"
+
+
+class DeadlineExceeded(RequestError):
+    """No answer before the request's deadline."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class EngineFailure(RequestError):
+    """The model run failed, or gave something that is not a number."""
+
+    code = "ENGINE_FAILURE"
+
+
+class PoisonRequest(RequestError):
+    """The engine died twice with this request in flight, so it is not tried a third time."""
+
+    code = "POISON_REQUEST"
+
+
+class InternalError(RequestError):
+    """A bug of ours."""
+
+    code = "INTERNAL_ERROR"

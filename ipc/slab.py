@@ -1,0 +1,117 @@
+"""The slab: vectors in shared memory, written by the engine, read in place by the front ends.
+
+Two files in the run directory, made anew by each engine (an epoch is one life of the engine)::
+
+    slab-<epoch>.rows     float32 [rows, dim]     engine writes, front ends map read-only
+    slab-<epoch>.leases   uint32  [rows]          0: free, else the id of the front end that may read the row
+
+    from          to            who            when
+    0             front end id  engine         before the REPLY that names the row
+    front end id  0             that front end after its last read
+    front end id  0             engine         only once that front end's file lock is free: it is dead
+
+Each transition has one allowed writer at a time, so there are no locks. The ZeroMQ message orders the engine's
+writes before the reader's reads. A lease is one aligned 32-bit word, so a store of it is never seen in part.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipc.errors import StartError
+
+Epoch = NewType("Epoch", int)
+
+# Rows is [n, dim], a Row is [dim]; NDArray cannot say so.
+Rows = NDArray[np.float32]
+Row = NDArray[np.float32]
+Leases = NDArray[np.uint32]
+
+FREE = 0
+
+
+class Slab:
+    """The two arrays over the two mapped files; `create` for the engine, `attach` for a front end."""
+
+    def __init__(self, rows: Rows, leases: Leases) -> None:
+        self.rows = rows
+        self.leases = leases
+
+    @classmethod
+    def create(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
+        """Make both files, zeroed, with their memory set aside. Raises StartError where the tmpfs is too small."""
+        return cls(
+            _create(rows_file(run_dir, epoch), rows * dim * 4).view(np.float32).reshape(rows, dim),
+            _create(leases_file(run_dir, epoch), rows * 4).view(np.uint32),
+        )
+
+    @classmethod
+    def attach(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
+        """Map an engine's files: rows read-only, leases writable.
+
+        Raises FileNotFoundError if that engine is gone and cleaned up, PermissionError if a file is not ours alone,
+        ValueError if its size is not what the engine announced.
+        """
+        return cls(
+            _attach(rows_file(run_dir, epoch), rows * dim * 4, writable=False).view(np.float32).reshape(rows, dim),
+            _attach(leases_file(run_dir, epoch), rows * 4, writable=True).view(np.uint32),
+        )
+
+
+def rows_file(run_dir: Path, epoch: Epoch) -> Path:
+    """Where the vectors of this epoch are."""
+    return run_dir / f"slab-{epoch:016x}.rows"
+
+
+def leases_file(run_dir: Path, epoch: Epoch) -> Path:
+    """Where the lease words of this epoch are."""
+    return run_dir / f"slab-{epoch:016x}.leases"
+
+
+def remove_slabs(run_dir: Path) -> int:
+    """Unlink every slab file; only for the holder of the engine lock, to whom all others are a dead engine's.
+
+    Readers keep what they have mapped. Returns the number of files.
+    """
+    garbage = list(run_dir.glob("slab-*"))
+    for path in garbage:
+        path.unlink(missing_ok=True)
+    return len(garbage)
+
+
+def _create(path: Path, size: int) -> NDArray[np.uint8]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        # Without this a full tmpfs shows itself much later, as SIGBUS on the first touch of a page.
+        os.posix_fallocate(descriptor, 0, size)
+        return np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise StartError(
+            f"The slab needs {size >> 20} MiB in {path.parent}, which cannot be had ({error.strerror}): "
+            "free memory there, lower EMBEDLANE_SLAB_ROWS, or set EMBEDLANE_RUN_DIR to a larger tmpfs."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _attach(path: Path, size: int, *, writable: bool) -> NDArray[np.uint8]:
+    access = os.O_RDWR if writable else os.O_RDONLY
+    descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+            raise PermissionError(f"{path} is not a private file of this user")
+        if info.st_size != size:
+            raise ValueError(f"{path} has {info.st_size} bytes where {size} were announced")
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        return np.frombuffer(mmap.mmap(descriptor, size, prot=protection), dtype=np.uint8)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Commands for people: prepare a model bundle, serve."""

@@ -1,0 +1,184 @@
+"""Start everything: settings → bundle → key → supervisord → the block that says how to use it.
+
+    python -m tools.serve
+
+Stays in the foreground, passes the end on to supervisord, and removes the run directory when all has stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from xmlrpc.client import Fault, ServerProxy
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from frontend.auth import load_or_make_key
+from ipc.errors import StartError
+from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
+from ipc.settings import PREFIX, Settings, load_settings
+from tools.prepare import ensure_bundle
+
+CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
+POLL_SECONDS = 0.1
+
+READY = """
+────────────────────────────────────────────────────────────────────────────────
+  Embedlane is ready: {model}
+
+    URL   {url}
+    Key   {key}
+
+  Try it:
+
+    curl -s {url}/v1/embeddings \\
+      -H 'Authorization: Bearer {key}' \\
+      -H 'Content-Type: application/json' \\
+      -d '{{"input": "The quick brown fox"}}'
+
+  Ctrl-C stops it.
+────────────────────────────────────────────────────────────────────────────────
+"""
+
+
+def main() -> int:
+    """Serve until told to stop; gives the exit status: 0, or 3 where it can never start."""
+    _append_output()
+    try:
+        settings = load_settings()
+        model = ensure_bundle(settings.model, settings.data_path)
+        key = load_or_make_key(settings)
+        _check_port(settings)
+        run_dir = ensure_run_dir(settings.run_path.absolute())
+        _check_alone(run_dir)
+        return _supervise(settings, environment(settings, model, key, run_dir), key, run_dir)
+    except StartError as error:
+        print(f"embedlane: {error}", file=sys.stderr)
+        return StartError.EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+
+
+def environment(settings: Settings, model: Path, key: str, run_dir: Path) -> dict[str, str]:
+    """What supervisord.conf and the processes below it read, every "from the machine" resolved."""
+    resolved = {
+        "HOST": settings.host,
+        "PORT": settings.port,
+        "FRONTENDS": settings.frontend_count,
+        "MODEL": model.absolute(),
+        "API_KEY": key,
+        "RUN_DIR": run_dir,
+        "DATA_DIR": settings.data_path,
+    }
+    return {
+        **os.environ,
+        **{PREFIX + name: str(value) for name, value in resolved.items()},
+        # supervisord warns root of running as root unless its configuration says so.
+        "USER": pwd.getpwuid(os.getuid()).pw_name,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _append_output() -> None:
+    """Several processes write to one output: where that is a file, each write must go to its end."""
+    if stat.S_ISREG(os.fstat(1).st_mode):
+        fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
+
+
+def _check_port(settings: Settings) -> None:
+    """supervisord would only log that it cannot bind, and go on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(
+                f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): "
+                "stop what uses it, or set EMBEDLANE_HOST or EMBEDLANE_PORT."
+            ) from None
+
+
+def _check_alone(run_dir: Path) -> None:
+    lock = ProcessLock.try_acquire(run_dir / ENGINE_LOCK)
+    if lock is None:
+        raise StartError(f"Another Embedlane runs in {run_dir}: stop it, or set EMBEDLANE_RUN_DIR to another folder.")
+    lock.release()
+
+
+def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Path) -> int:
+    # A session of its own, so that Ctrl-C reaches this process alone and the stop is an orderly one.
+    supervisord = subprocess.Popen(  # noqa: S603 - our own interpreter and configuration
+        [sys.executable, "-m", "supervisor.supervisord", "-c", CONFIGURATION],
+        env=env,
+        start_new_session=True,
+    )
+
+    def stop(*_: int | FrameType | None) -> None:
+        supervisord.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        return _announce(settings, key, run_dir, supervisord)
+    finally:
+        stop()
+        supervisord.wait()
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _announce(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
+    """Print the block once the service is ready, then wait for the end."""
+    url = f"http://{settings.host}:{settings.port}"
+    while supervisord.poll() is None:
+        if _cannot_start(run_dir):
+            return StartError.EXIT_CODE
+        if _is_ready(url):
+            print(READY.format(model=settings.model, url=url, key=key), flush=True)
+            supervisord.wait()
+            return 0
+        time.sleep(POLL_SECONDS)
+    return 0
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=2) as answer:  # noqa: S310 - our own http URL
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.HTTPError):
+        return False
+
+
+def _cannot_start(run_dir: Path) -> bool:
+    """Whether a process has ended with exit status 3, after one clear line of its own."""
+    with contextlib.suppress(OSError, Fault):
+        processes = supervisor(run_dir).supervisor.getAllProcessInfo()
+        assert isinstance(processes, list)
+        return any(p["statename"] == "EXITED" and p["exitstatus"] == StartError.EXIT_CODE for p in processes)
+    return False
+
+
+def supervisor(run_dir: Path) -> ServerProxy:
+    """supervisord's XML-RPC interface, on its Unix socket."""
+    # The URL is only form: the transport goes to the socket.
+    return ServerProxy(
+        "http://localhost", transport=SupervisorTransport(None, None, f"unix://{run_dir}/supervisor.sock")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
