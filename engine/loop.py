@@ -18,7 +18,7 @@ from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
 from ipc import messages
 from ipc.errors import MalformedFrame
-from ipc.liveness import bury_dead_frontends, frontend_lives
+from ipc.liveness import frontend_lives, living_frontends
 from ipc.messages import Header, Priority, Status, Type, Welcome
 from ipc.slab import Epoch
 from ipc.sockets import Socket, frontend_id, routing_id
@@ -82,38 +82,53 @@ class Engine:
         self._welcome = messages.welcome(welcome, epoch)
         self._run_dir = run_dir
         self._frontends: set[int] = set()
+        self._quiet: set[int] = set()
         self._poller = zmq.Poller()
         self._poller.register(router, zmq.POLLIN)
         self._poller.register(wake_fd, zmq.POLLIN)
         self._wake_fd = wake_fd
         self._stop_by: int | None = None
+        self._says_bye = False
         self._bury_at = 0
         self._short_of_rows = False
         self._handlers: dict[Type, Callable[[int, bytes, Header], None]] = {
             Type.HELLO: self._on_hello,
             Type.SUBMIT: self._on_submit,
             Type.CANCEL: self._on_cancel,
+            Type.BYE: self._on_bye,
         }
 
     def stop(self, grace_ns: int) -> None:
         """End once nothing waits or runs, or after `grace_ns`; safe in a signal handler."""
         self._stop_by = time.monotonic_ns() + grace_ns
+        self._says_bye = True
 
     def run(self) -> None:
         """Serve until stopped."""
         while not self._is_finished():
             self._poll()
+            self._say_bye()
             self._receive()
             self._publish()
             self._dispatch()
-            self._bury()
+            if time.monotonic_ns() >= self._bury_at:
+                self._bury_at = time.monotonic_ns() + BURY_EVERY_NS
+                self._bury()
         log.info("stopped", extra=asdict(self.counters))
 
     def _is_finished(self) -> bool:
         if self._stop_by is None:
             return False
-        idle = not self._scheduler and not self._lanes.busy
-        return idle or time.monotonic_ns() >= self._stop_by
+        is_idle = not self._scheduler and not self._lanes.busy and self._frontends <= self._quiet
+        return is_idle or time.monotonic_ns() >= self._stop_by
+
+    def _say_bye(self) -> None:
+        """Ask front ends to send nothing more; each says BYE after its last message, so nothing is lost."""
+        if self._says_bye:
+            self._says_bye = False
+            self._bury()
+            for owner in self._frontends:
+                self._send(owner, messages.bye(self._epoch))
 
     def _poll(self) -> None:
         now = time.monotonic_ns()
@@ -181,6 +196,9 @@ class Engine:
 
     def _on_cancel(self, owner: int, frame: bytes, header: Header) -> None:
         self._scheduler.cancel(owner, messages.parse_cancel(frame, header).tolist())
+
+    def _on_bye(self, owner: int, frame: bytes, header: Header) -> None:
+        self._quiet.add(owner)
 
     # schedule and run
 
@@ -254,12 +272,9 @@ class Engine:
     # the dead
 
     def _bury(self) -> None:
-        now = time.monotonic_ns()
-        if now < self._bury_at:
-            return
-        self._bury_at = now + BURY_EVERY_NS
-        for owner in bury_dead_frontends(self._run_dir):
-            self._frontends.discard(owner)
+        """Take back the texts and rows of front ends that died or left."""
+        for owner in self._frontends - living_frontends(self._run_dir):
+            self._frontends.remove(owner)
             dropped, reclaimed = self._scheduler.drop_owner(owner), self._slots.reclaim(owner)
             log.info(
                 "front end left",

@@ -187,6 +187,8 @@ class EngineClient:
                 self._on_welcome(messages.parse_welcome(frame), header)
             elif header.type is Type.REPLY and header.epoch == self._link.epoch:
                 self._on_reply(frame, header)
+            elif header.type is Type.BYE and header.epoch == self._link.epoch:
+                self._on_bye()
             else:
                 raise MalformedFrame(f"{header.type.name} is nothing a front end takes now")
         except MalformedFrame as error:
@@ -230,15 +232,13 @@ class EngineClient:
     # the engine's deaths
 
     def _connect(self) -> Link:
-        self._grace = self._loop.call_later(self._grace_s, self._give_up)
+        self._start_grace()
         return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._schedule_flush)
 
     def _on_lost(self) -> None:
         was_joined = self.engine is not None
         self.engine = None
         self._link.close()
-        if self._grace:
-            self._grace.cancel()
         for flight in [f for f in self._flights.values() if f.is_sent]:
             flight.is_sent = False
             flight.deaths += 1
@@ -247,6 +247,19 @@ class EngineClient:
         if was_joined:
             log.warning("engine lost", extra={"texts_in_flight": len(self._flights)})
         self._link = self._connect()
+
+    def _on_bye(self) -> None:
+        """The engine answers what it has and ends; later texts wait for the next one."""
+        log.info("engine stops", extra={"texts_in_flight": len(self._flights)})
+        self._flush()
+        self._link.send(messages.bye(self._link.epoch))
+        self.engine = None
+        self._start_grace()
+
+    def _start_grace(self) -> None:
+        if self._grace:
+            self._grace.cancel()
+        self._grace = self._loop.call_later(self._grace_s, self._give_up)
 
     def _give_up(self) -> None:
         self._refuse("The engine is not running: try again later.")

@@ -9,7 +9,6 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -102,13 +101,16 @@ def frontend_lives(run_dir: Path, frontend: int) -> bool:
     return False
 
 
-def bury_dead_frontends(run_dir: Path) -> Iterator[int]:
-    """Remove the lock file of every dead front end and give its id. Only the engine calls this."""
+def living_frontends(run_dir: Path) -> set[int]:
+    """The front ends that hold their lock; the files of the others are removed. Only the engine calls this."""
+    living = set()
     for path in run_dir.glob("frontend-*.lock"):
         lock = ProcessLock.try_acquire(path)
-        if lock is not None:
+        if lock is None:
+            living.add(int(path.stem.removeprefix("frontend-"), 16))
+        else:
             lock.release()
-            yield int(path.stem.removeprefix("frontend-"), 16)
+    return living
 
 
 def ensure_run_dir(path: Path) -> Path:

@@ -10,9 +10,11 @@ Every frame begins with this header (24 bytes)::
     SUBMIT     front end  items   ids in all    ITEM[count], then int32 ids, item after item
     CANCEL     front end  items   0             u64[count]: sequences
     REPLY      engine     items   compute, ns   RESULT[count]
+    BYE        both       0       0             nothing
 
-`epoch` is one life of the engine: a SUBMIT for another epoch is answered with WELCOME and dropped, for its sender
-is about to send it again. A sequence is unique within one life of a front end. Deadlines are CLOCK_MONOTONIC in ns,
+`epoch` is one life of the engine; frames for another are dropped and counted. A sequence is unique within one
+connection. An engine that stops says BYE, a front end answers BYE after its last SUBMIT, and then the engine answers
+what it has and ends: nothing is lost. Deadlines are CLOCK_MONOTONIC in ns,
 which all processes of a machine share. tests/ipc/test_messages.py pins the bytes.
 """
 
@@ -49,6 +51,7 @@ class Type(IntEnum):
     SUBMIT = 3
     CANCEL = 4
     REPLY = 5
+    BYE = 6
 
 
 class Status(IntEnum):
@@ -116,7 +119,7 @@ def hello() -> bytes:
 
 
 def welcome(body: Welcome, epoch: Epoch) -> bytes:
-    """Answer HELLO, or a SUBMIT meant for a predecessor."""
+    """Answer HELLO."""
     return _header(Type.WELCOME, 0, 0, epoch) + msgspec.msgpack.encode(body)
 
 
@@ -171,6 +174,11 @@ def parse_reply(frame: bytes, header: Header) -> list[tuple[int, int, int, int]]
         raise MalformedFrame(f"REPLY of {header.items} items has {len(frame)} bytes")
     results: list[tuple[int, int, int, int]] = np.frombuffer(frame, RESULT, header.items, HEADER.size).tolist()
     return results
+
+
+def bye(epoch: Epoch) -> bytes:
+    """From an engine: I stop, send nothing more. From a front end: that was all."""
+    return _header(Type.BYE, 0, 0, epoch)
 
 
 def _header(kind: Type, count: int, extra: int, epoch: Epoch) -> bytes:

@@ -29,7 +29,6 @@ def bind_engine(context: Context, run_dir: Path) -> Socket:
     """Bind the engine's ROUTER. The caller holds the engine lock."""
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.LINGER, ENGINE_LINGER_MS)
-    router.setsockopt(zmq.ROUTER_HANDOVER, 1)
     # Without this a reply to a front end that is gone is dropped unseen, and its rows stay lent.
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     _bound(router)
