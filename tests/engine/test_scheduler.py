@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from engine.scheduler import BULK_PATIENCE_NS, Item, Limits, Scheduler
+from ipc.messages import Priority
+
+LIMITS = Limits(rows=4, tokens=32, max_wait=100, queue_items=50)
+FAR = 2**62
+numbers = itertools.count()
+
+
+def item(
+    length: int = 3,
+    *,
+    arrived: int = 0,
+    owner: int = 1,
+    deadline: int = FAR,
+    priority: Priority = Priority.INTERACTIVE,
+) -> Item:
+    return Item(owner, next(numbers), np.zeros(length, np.int32), priority, deadline, arrived)
+
+
+def scheduler_with(items: Iterable[Item], limits: Limits = LIMITS) -> Scheduler:
+    scheduler = Scheduler(limits)
+    for each in items:
+        assert scheduler.add(each)
+    return scheduler
+
+
+def test_nothing_waits_for_company_while_all_lanes_are_idle() -> None:
+    only = item()
+    assert scheduler_with([only]).next_batch(0, idle=True).batch == [only]
+
+
+def test_a_text_waits_for_company_while_another_lane_works() -> None:
+    scheduler = scheduler_with([item()])
+    assert scheduler.next_batch(99, idle=False).batch == []
+    assert scheduler.wake_at() == 100
+    assert len(scheduler.next_batch(100, idle=False).batch) == 1
+
+
+def test_a_full_batch_leaves_at_once() -> None:
+    scheduler = scheduler_with(item() for _ in range(5))
+    assert len(scheduler.next_batch(0, idle=False).batch) == LIMITS.rows
+    assert len(scheduler) == 1
+
+
+def test_tokens_bound_a_batch_as_rows_do() -> None:
+    scheduler = scheduler_with(item(16) for _ in range(4))
+    assert len(scheduler.next_batch(0, idle=False).batch) == 2
+
+
+def test_a_text_longer_than_the_token_bound_goes_alone() -> None:
+    scheduler = scheduler_with(item(40) for _ in range(2))
+    assert len(scheduler.next_batch(0, idle=False).batch) == 1
+
+
+def test_a_batch_holds_one_length_and_goes_by_the_oldest() -> None:
+    oldest, other, same = item(3), item(5, arrived=1), item(3, arrived=2)
+    scheduler = scheduler_with([oldest, other, same])
+    assert scheduler.next_batch(2, idle=True).batch == [oldest, same]
+    assert scheduler.next_batch(2, idle=True).batch == [other]
+
+
+def test_a_full_batch_goes_before_an_older_text_that_may_still_wait() -> None:
+    older = item(7)
+    scheduler = scheduler_with([older, *(item(3, arrived=1) for _ in range(4))])
+    assert {len(i.ids) for i in scheduler.next_batch(1, idle=False).batch} == {3}
+    assert scheduler.next_batch(1, idle=False).batch == []
+
+
+def test_the_oldest_goes_first_once_it_is_due_whatever_is_full() -> None:
+    older = item(7)
+    scheduler = scheduler_with([older, *(item(3, arrived=1) for _ in range(4))])
+    assert scheduler.next_batch(100, idle=False).batch == [older]
+
+
+def test_expired_texts_cost_no_row() -> None:
+    late, live = item(deadline=5), [item() for _ in range(4)]
+    turn = scheduler_with([late, *live]).next_batch(5, idle=True)
+    assert turn.expired == [late]
+    assert turn.batch == live
+
+
+def test_cancelled_texts_are_not_run() -> None:
+    gone, stays = item(), item()
+    scheduler = scheduler_with([gone, stays])
+    scheduler.cancel(gone.owner, [gone.sequence, 10**9])
+    scheduler.cancel(gone.owner + 1, [stays.sequence])
+    assert scheduler.next_batch(0, idle=True).batch == [stays]
+
+
+def test_a_dead_front_ends_texts_go() -> None:
+    mine = item(owner=2)
+    scheduler = scheduler_with([item(owner=1), mine, item(owner=1, priority=Priority.BULK)])
+    assert scheduler.drop_owner(1) == 2
+    assert scheduler.next_batch(0, idle=True).batch == [mine]
+
+
+def test_a_blocked_front_end_holds_up_nobody() -> None:
+    blocked, free = item(owner=1), item(owner=2, arrived=1)
+    scheduler = scheduler_with([blocked, free])
+    assert scheduler.next_batch(1, idle=True, blocked=frozenset({1})).batch == [free]
+    assert scheduler.next_batch(1, idle=True, blocked=frozenset({1})).batch == []
+    assert scheduler.wake_at(frozenset({1})) is None
+    assert scheduler.next_batch(1, idle=True).batch == [blocked]
+
+
+def test_each_priority_has_its_own_bound() -> None:
+    limits = Limits(rows=4, tokens=32, max_wait=0, queue_items=2)
+    scheduler = scheduler_with([item(), item()], limits)
+    assert not scheduler.add(item())
+    assert scheduler.add(item(priority=Priority.BULK))
+
+
+def test_interactive_goes_before_bulk() -> None:
+    bulk, interactive = item(priority=Priority.BULK), item(arrived=1)
+    scheduler = scheduler_with([bulk, interactive])
+    assert scheduler.next_batch(1, idle=True).batch == [interactive]
+    assert scheduler.next_batch(1, idle=True).batch == [bulk]
+
+
+def test_bulk_does_not_starve() -> None:
+    bulk = item(priority=Priority.BULK)
+    scheduler = scheduler_with([bulk, item(arrived=1)])
+    assert scheduler.next_batch(BULK_PATIENCE_NS, idle=True).batch == [bulk]
+
+
+@pytest.mark.parametrize(("length", "rows"), [(1, 4), (8, 4), (9, 3), (16, 2), (17, 1), (33, 1)])
+def test_rows_of_a_length(length: int, rows: int) -> None:
+    assert LIMITS.rows_of(length) == rows
+
+
+class Against(RuleBasedStateMachine):
+    """Whatever happens, each text leaves exactly once, in a batch that keeps the bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(LIMITS)
+        self.waiting: dict[tuple[int, int], Item] = {}
+        self.now = 0
+
+    @rule(
+        owner=st.integers(1, 3),
+        length=st.integers(1, 40),
+        priority=st.sampled_from(Priority),
+        patience=st.integers(-5, 300),
+    )
+    def add(self, owner: int, length: int, priority: Priority, patience: int) -> None:
+        new = item(length, arrived=self.now, owner=owner, deadline=self.now + patience, priority=priority)
+        room = sum(i.priority == priority for i in self.waiting.values()) < LIMITS.queue_items
+        assert self.scheduler.add(new) == room
+        if room:
+            self.waiting[new.key] = new
+
+    @rule(step=st.integers(1, 200))
+    def wait(self, step: int) -> None:
+        self.now += step
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.waiting:
+            owner, sequence = data.draw(st.sampled_from(sorted(self.waiting)))
+            self.scheduler.cancel(owner, [sequence])
+            del self.waiting[owner, sequence]
+
+    @rule(owner=st.integers(1, 3))
+    def die(self, owner: int) -> None:
+        theirs = [key for key in self.waiting if key[0] == owner]
+        assert self.scheduler.drop_owner(owner) == len(theirs)
+        for key in theirs:
+            del self.waiting[key]
+
+    @rule(idle=st.booleans(), blocked=st.frozensets(st.integers(1, 3), max_size=2))
+    def batch(self, idle: bool, blocked: frozenset[int]) -> None:
+        may_go = [i for i in self.waiting.values() if i.owner not in blocked]
+        turn = self.scheduler.next_batch(self.now, idle=idle, blocked=blocked)
+        gone = [*turn.batch, *turn.expired]
+        for each in gone:
+            del self.waiting[each.key]
+        assert all(i.owner not in blocked for i in gone)
+        assert all(i.deadline <= self.now for i in turn.expired)
+        assert all(i.deadline > self.now for i in turn.batch)
+        assert len({(len(i.ids), i.priority) for i in gone}) <= 1
+        if turn.batch:
+            assert len(turn.batch) <= LIMITS.rows_of(len(turn.batch[0].ids))
+        if idle and may_go:
+            assert gone, "an idle engine must not leave a text waiting"
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert len(self.scheduler) == len(self.waiting)
+
+
+TestAgainstModel = Against.TestCase
+TestAgainstModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

@@ -1,0 +1,186 @@
+"""The lease table: engine and front ends against a model that is a plain set of rows for each holder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from engine.slots import Slots
+from ipc.slab import FREE, Epoch, Slab, remove_slabs
+
+ROWS = 24
+SHARE = 8
+
+
+def slots(rows: int = ROWS) -> tuple[Slots, np.ndarray[tuple[int], np.dtype[np.uint32]]]:
+    leases = np.zeros(rows, np.uint32)
+    return Slots(leases, SHARE), leases
+
+
+def test_an_extent_is_adjacent_and_free() -> None:
+    table, leases = slots()
+    leases[3] = 9
+    first = table.reserve(4)
+    assert first is not None
+    assert not leases[first : first + 4].any()
+
+
+def test_a_full_slab_gives_none() -> None:
+    table, _ = slots()
+    assert table.reserve(ROWS) == 0
+    assert table.reserve(1) is None
+
+
+def test_a_gap_of_the_very_size_is_found() -> None:
+    table, leases = slots()
+    leases[:] = 9
+    leases[20:24] = FREE
+    assert table.reserve(5) is None
+    assert table.reserve(4) == 20
+
+
+def test_the_first_and_the_last_row_are_found() -> None:
+    table, leases = slots()
+    leases[1:23] = 9
+    assert {table.reserve(1), table.reserve(1)} == {0, 23}
+
+
+def test_what_is_trimmed_is_free_again() -> None:
+    table, _ = slots()
+    first = table.reserve(16)
+    assert first == 0
+    table.trim(first, 16, 3)
+    assert table.in_use() == 3
+    assert table.reserve(ROWS - 3) == 3
+
+
+def test_a_front_end_over_its_share_is_named() -> None:
+    table, leases = slots()
+    leases[:SHARE] = 5
+    leases[SHARE] = 6
+    assert table.over_share() == {5}
+
+
+@pytest.mark.parametrize("held", [0, SHARE - 1])
+def test_below_its_share_nobody_is_named(held: int) -> None:
+    table, leases = slots()
+    leases[:held] = 5
+    assert table.over_share() == frozenset()
+
+
+class Life(RuleBasedStateMachine):
+    """Engines and front ends come, go and die at any moment; files and mappings are the real ones."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.run_dir = Path(self.folder.name)
+        self.run_dir.chmod(0o700)
+        self.epoch = 0
+        self.next_id = 1
+        # For each living front end: its mapping (of any epoch) and the rows it believes to hold there.
+        self.views: dict[int, tuple[int, Slab]] = {}
+        self.held: defaultdict[int, set[int]] = defaultdict(set)
+        self.start_engine()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+    def start_engine(self) -> None:
+        self.epoch += 1
+        remove_slabs(self.run_dir)
+        self.slab = Slab.create(self.run_dir, Epoch(self.epoch), ROWS, 2)
+        self.table = Slots(self.slab.leases, SHARE)
+        self.computing: dict[int, int] = {}
+        self.lent: dict[int, int] = {}
+
+    @rule()
+    def engine_dies(self) -> None:
+        # Its successor knows nothing of what was lent; front ends still read the old mapping.
+        self.start_engine()
+
+    @rule()
+    def frontend_joins(self) -> None:
+        self.views[self.next_id] = (self.epoch, Slab.attach(self.run_dir, Epoch(self.epoch), ROWS, 2))
+        self.next_id += 1
+
+    @rule(wanted=st.integers(1, 10), used=st.integers(0, 10), data=st.data())
+    def batch(self, wanted: int, used: int, data: st.DataObject) -> None:
+        current = [owner for owner, (epoch, _) in self.views.items() if epoch == self.epoch]
+        first = self.table.reserve(wanted)
+        free = [row not in self.computing and row not in self.lent for row in range(ROWS)]
+        if first is None:
+            assert not any(all(free[r : r + wanted]) for r in range(ROWS - wanted + 1)), "there was room"
+            return
+        assert all(free[first : first + wanted]), "two holders of one row"
+        used = min(used, wanted) if current else 0
+        self.table.trim(first, wanted, used)
+        for row in range(first, first + used):
+            self.computing[row] = data.draw(st.sampled_from(current))
+            self.slab.rows[row] = (row, self.computing[row])
+
+    @rule(data=st.data(), fate=st.sampled_from(["lend", "lend", "give up", "unsent"]))
+    def batch_ends(self, data: st.DataObject, fate: str) -> None:
+        if not self.computing:
+            return
+        row = data.draw(st.sampled_from(sorted(self.computing)))
+        owner = self.computing.pop(row)
+        if fate == "give up" or owner not in self.views:
+            self.table.give_up(row)
+            return
+        self.table.lend(row, owner)
+        if fate == "unsent":
+            self.table.retract(row)
+            return
+        self.lent[row] = owner
+        self.held[owner].add(row)
+
+    @rule(data=st.data())
+    def frontend_reads_and_releases(self, data: st.DataObject) -> None:
+        holders = [owner for owner in self.views if self.held[owner]]
+        if not holders:
+            return
+        owner = data.draw(st.sampled_from(holders))
+        row = data.draw(st.sampled_from(sorted(self.held[owner])))
+        epoch, view = self.views[owner]
+        assert view.leases[row] == owner, "a lease must not change under its holder"
+        assert view.rows[row].tolist() == [row, owner], "a row must not change under its reader"
+        view.leases[row] = FREE
+        self.held[owner].discard(row)
+        if epoch == self.epoch:
+            del self.lent[row]
+
+    @rule(data=st.data())
+    def frontend_dies(self, data: st.DataObject) -> None:
+        if not self.views:
+            return
+        owner = data.draw(st.sampled_from(sorted(self.views)))
+        epoch, _ = self.views.pop(owner)
+        rows = self.held.pop(owner, set())
+        assert self.table.reclaim(owner) == (len(rows) if epoch == self.epoch else 0)
+        if epoch == self.epoch:
+            for row in rows:
+                del self.lent[row]
+
+    @invariant()
+    def leases_say_who_holds_what(self) -> None:
+        expected = [self.lent.get(row, FREE) for row in range(ROWS)]
+        assert self.slab.leases.tolist() == expected
+        assert self.table.in_use() == len(self.lent) + len(self.computing)
+
+    @invariant()
+    def shares_are_told(self) -> None:
+        counts = {owner: list(self.lent.values()).count(owner) for owner in self.lent.values()}
+        assert self.table.over_share() == {owner for owner, held in counts.items() if held >= SHARE}
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

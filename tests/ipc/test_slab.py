@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ipc.errors import StartError
+from ipc.slab import Epoch, Slab, leases_file, remove_slabs, rows_file
+
+EPOCH = Epoch(7)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    tmp_path.chmod(0o700)
+    return tmp_path
+
+
+def test_what_the_engine_writes_is_what_a_front_end_reads(run_dir: Path) -> None:
+    ours, theirs = Slab.create(run_dir, EPOCH, 4, 3), Slab.attach(run_dir, EPOCH, 4, 3)
+    ours.rows[2] = (1.0, 2.0, 3.0)
+    theirs.leases[3] = 9
+    assert theirs.rows[2].tolist() == [1.0, 2.0, 3.0]
+    assert ours.leases.tolist() == [0, 0, 0, 9]
+
+
+def test_rows_are_read_only_to_a_front_end(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    rows = Slab.attach(run_dir, EPOCH, 4, 3).rows
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0, 0] = 1.0
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        rows.flags.writeable = True
+
+
+def test_files_are_private_and_whole(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    for path, size in ((rows_file(run_dir, EPOCH), 48), (leases_file(run_dir, EPOCH), 16)):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_size == size
+        assert path.stat().st_blocks > 0, "its memory must be set aside at creation"
+
+
+def test_a_full_tmpfs_is_told_at_the_start(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StartError, match=r"EMBEDLANE_SLAB_ROWS"):
+        Slab.create(run_dir, EPOCH, 4, 3)
+    assert not list(run_dir.iterdir())
+
+
+def test_an_engine_that_is_gone_is_told(run_dir: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+def test_another_size_than_announced_is_refused(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    with pytest.raises(ValueError, match="announced"):
+        Slab.attach(run_dir, EPOCH, 5, 3)
+
+
+def test_a_file_others_can_write_is_refused(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    rows_file(run_dir, EPOCH).chmod(0o666)
+    with pytest.raises(PermissionError):
+        Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+def test_a_link_is_refused(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    rows = rows_file(run_dir, EPOCH)
+    rows.rename(run_dir / "elsewhere")
+    rows.symlink_to(run_dir / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+def test_readers_keep_what_a_new_engine_removes(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3).rows[1] = 5.0
+    reader = Slab.attach(run_dir, EPOCH, 4, 3)
+    assert remove_slabs(run_dir) == 2
+    Slab.create(run_dir, Epoch(8), 4, 3).rows[1] = 6.0
+    assert not rows_file(run_dir, EPOCH).exists()
+    assert np.array_equal(reader.rows[1], [5.0, 5.0, 5.0])
+
+
+def test_a_mapping_lives_as_long_as_a_row_of_it(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3).rows[1] = 5.0
+    row = Slab.attach(run_dir, EPOCH, 4, 3).rows[1]
+    assert row.tolist() == [5.0, 5.0, 5.0]
