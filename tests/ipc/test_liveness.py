@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,12 +82,13 @@ def test_release_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_file_unlinked_between_open_and_lock_is_not_mistaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
-    real, unlinked = os.open, []
+    real, unlinked = os.open, threading.Event()
 
     def open_then_lose(*arguments: object, **named: object) -> int:
         descriptor = real(*arguments, **named)  # type: ignore[arg-type]
-        if not unlinked:
-            unlinked.append(path.unlink())
+        if not unlinked.is_set():
+            unlinked.set()
+            path.unlink()
         return descriptor
 
     monkeypatch.setattr(os, "open", open_then_lose)
