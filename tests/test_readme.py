@@ -1,0 +1,30 @@
+"""The README is part of the product: what it says of settings and routes is what the code says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from frontend.app import ROUTES
+from ipc.settings import PREFIX, Settings, setting_names
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", setting_names())
+def test_every_setting_is_documented_with_its_default(name: str) -> None:
+    default = getattr(Settings(), name.removeprefix(PREFIX).lower())
+    shown = f"`{default}` " if default != "" else ""
+    assert f"| `{name}` | {shown}| {setting_names()[name]} |" in README
+
+
+def test_no_setting_is_documented_that_is_gone() -> None:
+    documented = [line.split("`")[1] for line in README.splitlines() if line.startswith(f"| `{PREFIX}")]
+    assert documented == list(setting_names())
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_every_route_is_documented(route: object) -> None:
+    for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
+        assert f"`{method} {route.path}`" in README  # type: ignore[attr-defined]
