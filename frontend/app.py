@@ -43,11 +43,15 @@ DIALECTS: Final[dict[str, Dialect]] = {
 
 
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
-    """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not."""
+    """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
+
+    Raises StartError for a tokenizer that cannot be read.
+    """
+
+    tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
         client = EngineClient(
             settings.run_path,
             bundle.fingerprint,

@@ -99,7 +99,7 @@ class EngineClient:
         self._flights: dict[int, Flight] = {}
         self._sequences = itertools.count(1)
         self._outbox = Outbox()
-        self._refusal: EngineUnavailable | None = None
+        self._refusal: str | None = None
         self._grace: asyncio.TimerHandle | None = None
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
@@ -107,7 +107,7 @@ class EngineClient:
 
     def close(self) -> None:
         """Let go of the engine; texts still in flight fail."""
-        self._fail_all(EngineUnavailable("This front end is stopping: try again.", retry_after=RETRY_AFTER_SECONDS))
+        self._fail_all("This front end is stopping: try again.")
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -136,7 +136,7 @@ class EngineClient:
 
     def _admit(self, texts: int) -> None:
         if self._refusal is not None:
-            raise self._refusal
+            raise _unavailable(self._refusal)
         if len(self._flights) + texts > self._most_flights:
             raise Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
 
@@ -268,23 +268,23 @@ class EngineClient:
         """Answer every request with 503 from now on, until an engine joins."""
         log.error("requests are refused", extra={"reason": reason})
         self.engine = None
-        self._refusal = EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
-        self._fail_all(self._refusal)
+        self._refusal = reason
+        self._fail_all(reason)
 
-    def _fail_all(self, error: RequestError) -> None:
+    def _fail_all(self, reason: str) -> None:
         for flight in self._flights.values():
-            flight.call.fail(error)
+            flight.call.fail(_unavailable(reason))
 
     def _expire(self, call: Call) -> None:
         if self.engine is None:
-            call.fail(
-                EngineUnavailable(
-                    "The engine did not come back before the request's deadline: try again.",
-                    retry_after=RETRY_AFTER_SECONDS,
-                )
-            )
+            call.fail(_unavailable("The engine did not come back before the request's deadline: try again."))
         else:
             call.fail(DeadlineExceeded("No answer before the request's deadline: allow more time or send less."))
+
+
+def _unavailable(reason: str) -> EngineUnavailable:
+    """A new one for each caller: an exception raised twice keeps growing its traceback."""
+    return EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
 
 
 def _error_of(status: int) -> RequestError:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from ipc.errors import InputTooLong
+from ipc.errors import InputTooLong, StartError
 from ipc.messages import Ids
 
 # About 1 ms of tokenizing: longer requests leave the event loop to the others meanwhile.
@@ -38,8 +38,8 @@ class Tokenizer:
     def __init__(self, path: Path, max_tokens: int, max_chars: int) -> None:
         self._max_tokens = max_tokens
         self._max_chars = max_chars
-        self._whole = tokenizers.Tokenizer.from_file(str(path))
-        self._cut = tokenizers.Tokenizer.from_file(str(path))
+        self._whole = _load(path)
+        self._cut = _load(path)
         self._cut.enable_truncation(max_tokens)
         # One thread: it keeps a long request off the event loop, and the engine needs the other cores.
         self._thread = ThreadPoolExecutor(1, "tokenizer")
@@ -91,3 +91,10 @@ class Tokenizer:
                 break
             chars *= 2
         return text[:chars]
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise StartError(f"The tokenizer {path} cannot be read ({error}): prepare the model again.") from None

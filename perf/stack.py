@@ -89,7 +89,8 @@ class Stack:
 
     def pids(self, program: str) -> list[int]:
         """Process ids of "engine" or "frontend", those that run."""
-        processes = supervisor(self.run_dir).supervisor.getAllProcessInfo()
+        with supervisor(self.run_dir) as server:
+            processes = server.supervisor.getAllProcessInfo()
         assert isinstance(processes, list)
         return [int(p["pid"]) for p in processes if p["group"] == program and p["pid"]]
 
