@@ -1,12 +1,14 @@
 # `make serve` and `make test` need Python 3.11 or newer, git and make, and nothing else.
+# `make serve EXTRA=gpu` installs ONNX Runtime for CUDA, in an environment of its own: the two overwrite each other.
 PYTHON ?= python3
-VENV := .venv
+EXTRA ?= cpu
+VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 CODE := ipc frontend engine tools perf tests
 
 .PHONY: serve test check format lock clean
 
-serve: $(VENV)/core.stamp
+serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
 test: $(VENV)/dev.stamp
@@ -28,7 +30,7 @@ $(VENV)/created.stamp:
 		{ echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	@touch $@
 
-$(VENV)/core.stamp: requirements/core.lock $(VENV)/created.stamp
+$(VENV)/$(EXTRA).stamp: requirements/$(EXTRA).lock $(VENV)/created.stamp
 	@echo "Installing what the server needs ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
@@ -38,13 +40,14 @@ $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/created.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
-# Both locks hold for every Python from 3.11 on; uv is needed only here.
+# The locks hold for every Python from 3.11 on; uv is needed only here.
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
-	--custom-compile-command "make lock" --extra cpu pyproject.toml
+	--custom-compile-command "make lock" pyproject.toml
 
 lock:
-	$(UV_COMPILE) -o requirements/core.lock
-	$(UV_COMPILE) --group dev -c requirements/core.lock -o requirements/dev.lock
+	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock
+	$(UV_COMPILE) --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
+	$(UV_COMPILE) --extra cpu --group dev -c requirements/cpu.lock -o requirements/dev.lock
 
 clean:
-	rm -rf $(VENV) data build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-gpu data build .mypy_cache .ruff_cache .pytest_cache .hypothesis
