@@ -211,19 +211,19 @@ class Engine:
     def _start_batch(self) -> bool:
         """Give a free lane a batch; False where there is none to give now."""
         # The rows come first: a batch that is formed can then always run.
-        first = self._slots.reserve(self._max_rows)
+        first = self._slots.find(self._max_rows)
         if first is None:
             self._short_of_rows = True
             return False
         now = time.monotonic_ns()
         blocked = self._slots.over_share()
         batch, expired = self._scheduler.next_batch(now, idle=not self._lanes.busy, blocked=blocked)
-        self._slots.trim(first, self._max_rows, len(batch))
         self._short_of_rows = bool(blocked)
         if expired:
             self.counters.expired += len(expired)
             self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
         if batch:
+            self._slots.compute(first, [item.sequence for item in batch])
             self._lanes.start(Batch(batch, first, now))
         return bool(batch or expired)
 

@@ -15,6 +15,7 @@ import uvicorn
 
 from frontend.app import create_app
 from frontend.auth import load_or_make_key
+from frontend.protocol import BoundedHeadProtocol
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
@@ -45,7 +46,7 @@ def main() -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHeadProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

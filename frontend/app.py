@@ -63,7 +63,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         client.close()
         tokenizer.close()
 
-    return Starlette(
+    app = Starlette(
         routes=ROUTES,
         middleware=[
             Middleware(Correlation),
@@ -73,3 +73,6 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         exception_handlers={HTTPException: raise_ours},
         lifespan=lifespan,
     )
+    # A redirect would name the scheme and host that the client's headers claim.
+    app.router.redirect_slashes = False
+    return app

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from ipc.slab import FREE, Row
 
 log = logging.getLogger(__name__)
 
-# A second death with the same text in flight is taken for its doing.
+# A second death with the same text in a lane is taken for its doing.
 MOST_DEATHS = 2
 RETRY_AFTER_SECONDS = 1.0
 
@@ -97,7 +98,8 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._flights: dict[int, Flight] = {}
-        self._sequences = itertools.count(1)
+        # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
+        self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
         self._outbox = Outbox()
         self._refusal: str | None = None
         self._grace: asyncio.TimerHandle | None = None
@@ -238,14 +240,18 @@ class EngineClient:
     def _on_lost(self) -> None:
         was_joined = self.engine is not None
         self.engine = None
+        died_with = self._link.died_with()
         self._link.close()
-        for flight in [f for f in self._flights.values() if f.is_sent]:
+        for sequence, flight in self._flights.items():
             flight.is_sent = False
-            flight.deaths += 1
-            if flight.deaths == MOST_DEATHS:
-                flight.call.fail(PoisonRequest("The engine died twice with this request in flight: do not repeat it."))
+            if sequence in died_with:
+                flight.deaths += 1
+                if flight.deaths == MOST_DEATHS:
+                    flight.call.fail(
+                        PoisonRequest("The engine died twice while it ran this request: do not repeat it.")
+                    )
         if was_joined:
-            log.warning("engine lost", extra={"texts_in_flight": len(self._flights)})
+            log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
         self._link = self._connect()
 
     def _on_bye(self) -> None:

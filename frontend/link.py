@@ -12,7 +12,7 @@ from zmq.utils.monitor import parse_monitor_message
 from ipc import messages
 from ipc.liveness import FrontendIdentity
 from ipc.messages import Welcome
-from ipc.slab import Epoch, Slab
+from ipc.slab import FREE, Epoch, Slab
 from ipc.sockets import Context, connect_frontend
 
 # Bound on one turn's reading, so that replies cannot keep the loop from its other work.
@@ -56,6 +56,12 @@ class Link:
         """The engine's slab; only after `attach`."""
         assert self._slab is not None, "this is a bug: rows were named before the slab was attached"
         return self._slab
+
+    def died_with(self) -> set[int]:
+        """Sequences of the texts, any front end's, that the engine computes now, or did when it died."""
+        if self._slab is None:
+            return set()
+        return set(self._slab.running[self._slab.running != FREE].tolist())
 
     def attach(self, engine: Welcome, epoch: Epoch) -> None:
         """Map the slab that a WELCOME announces. Raises what `Slab.attach` raises."""

@@ -12,10 +12,10 @@ Every frame begins with this header (24 bytes)::
     REPLY      engine     items   compute, ns   RESULT[count]
     BYE        both       0       0             nothing
 
-`epoch` is one life of the engine; frames for another are dropped and counted. A sequence is unique within one
-connection. An engine that stops says BYE, a front end answers BYE after its last SUBMIT, and then the engine answers
-what it has and ends: nothing is lost. Deadlines are CLOCK_MONOTONIC in ns,
-which all processes of a machine share. tests/ipc/test_messages.py pins the bytes.
+`epoch` is one life of the engine; frames for another are dropped and counted. A sequence names a text among those of
+all front ends. Deadlines are CLOCK_MONOTONIC in ns, which all processes of a machine share. An engine that stops says
+BYE, a front end answers BYE after its last SUBMIT, and then the engine answers what it has and ends: nothing is lost.
+tests/ipc/test_messages.py pins the bytes.
 """
 
 from __future__ import annotations
@@ -148,6 +148,8 @@ def parse_submit(frame: bytes, header: Header) -> tuple[NDArray[np.void], Ids]:
     lengths = items["length"]
     if lengths.min(initial=1) < 1 or lengths.sum(dtype=np.int64) != header.extra:
         raise MalformedFrame("SUBMIT's lengths do not add up to its ids")
+    if not items["sequence"].all():
+        raise MalformedFrame("SUBMIT has the sequence 0, which means no text")
     return items, np.frombuffer(frame, IDS, header.extra, ids_at)
 
 

@@ -1,13 +1,18 @@
 """The slab: vectors in shared memory, written by the engine, read in place by the front ends.
 
-Two files in the run directory, made anew by each engine (an epoch is one life of the engine)::
+Three files in the run directory, made anew by each engine (an epoch is one life of the engine)::
 
-    slab-<epoch>.rows     float32 [rows, dim]     engine writes, front ends map read-only
-    slab-<epoch>.leases   uint32  [rows]          0: free, else the id of the front end that may read the row
+    slab-<epoch>.rows      float32 [rows, dim]  engine writes, front ends map read-only
+    slab-<epoch>.running   uint64  [rows]       the same; 0, or the sequence of the text that a lane computes there
+    slab-<epoch>.leases    uint32  [rows]       0: free, else the id of the front end that may read the row
+
+A row is computing (running != 0), lent (lease != 0) or free. `running` is what an engine that was killed leaves behind
+to tell which texts it died with. The leases' transitions::
 
     from          to            who            when
     0             front end id  engine         before the REPLY that names the row
     front end id  0             that front end after its last read
+    front end id  0             engine         if the REPLY could not be handed to ZeroMQ: no one knows of the row
     front end id  0             engine         only once that front end's file lock is free: it is dead
 
 Each transition has one allowed writer at a time, so there are no locks. The ZeroMQ message orders the engine's
@@ -33,46 +38,46 @@ Epoch = NewType("Epoch", int)
 Rows = NDArray[np.float32]
 Row = NDArray[np.float32]
 Leases = NDArray[np.uint32]
+Running = NDArray[np.uint64]
 
 FREE = 0
 
 
 class Slab:
-    """The two arrays over the two mapped files; `create` for the engine, `attach` for a front end."""
+    """The three arrays over the mapped files; `create` for the engine, `attach` for a front end."""
 
-    def __init__(self, rows: Rows, leases: Leases) -> None:
-        self.rows = rows
-        self.leases = leases
+    def __init__(self, rows: NDArray[np.uint8], running: NDArray[np.uint8], leases: NDArray[np.uint8]) -> None:
+        self.leases: Leases = leases.view(np.uint32)
+        self.running: Running = running.view(np.uint64)
+        self.rows: Rows = rows.view(np.float32).reshape(len(self.leases), -1)
 
     @classmethod
     def create(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
-        """Make both files, zeroed, with their memory set aside. Raises StartError where the tmpfs is too small."""
-        return cls(
-            _create(rows_file(run_dir, epoch), rows * dim * 4).view(np.float32).reshape(rows, dim),
-            _create(leases_file(run_dir, epoch), rows * 4).view(np.uint32),
-        )
+        """Make the files, zeroed, with their memory set aside. Raises StartError where the tmpfs is too small."""
+        return cls(*(_create(path, size) for path, size in _files(run_dir, epoch, rows, dim)))
 
     @classmethod
     def attach(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
-        """Map an engine's files: rows read-only, leases writable.
+        """Map an engine's files, only the leases writable.
 
         Raises FileNotFoundError if that engine is gone and cleaned up, PermissionError if a file is not ours alone,
         ValueError if its size is not what the engine announced.
         """
+        vectors, running, leases = _files(run_dir, epoch, rows, dim)
         return cls(
-            _attach(rows_file(run_dir, epoch), rows * dim * 4, writable=False).view(np.float32).reshape(rows, dim),
-            _attach(leases_file(run_dir, epoch), rows * 4, writable=True).view(np.uint32),
+            _attach(*vectors, writable=False), _attach(*running, writable=False), _attach(*leases, writable=True)
         )
 
 
-def rows_file(run_dir: Path, epoch: Epoch) -> Path:
-    """Where the vectors of this epoch are."""
-    return run_dir / f"slab-{epoch:016x}.rows"
+def slab_file(run_dir: Path, epoch: Epoch, part: str) -> Path:
+    """Where "rows", "running" or "leases" of an epoch are."""
+    return run_dir / f"slab-{epoch:016x}.{part}"
 
 
-def leases_file(run_dir: Path, epoch: Epoch) -> Path:
-    """Where the lease words of this epoch are."""
-    return run_dir / f"slab-{epoch:016x}.leases"
+def _files(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> list[tuple[Path, int]]:
+    """Path and size in bytes of each file."""
+    row_bytes = {"rows": dim * 4, "running": 8, "leases": 4}
+    return [(slab_file(run_dir, epoch, part), rows * size) for part, size in row_bytes.items()]
 
 
 def remove_slabs(run_dir: Path) -> int:
@@ -95,7 +100,7 @@ def _create(path: Path, size: int) -> NDArray[np.uint8]:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise StartError(
-            f"The slab needs {size >> 20} MiB in {path.parent}, which cannot be had ({error.strerror}): "
+            f"The slab needs {-(-size >> 20)} MiB in {path.parent}, which cannot be had ({error.strerror}): "
             "free memory there, lower EMBEDLANE_SLAB_ROWS, or set EMBEDLANE_RUN_DIR to a larger tmpfs."
         ) from None
     finally:

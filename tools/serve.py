@@ -165,8 +165,8 @@ def _is_ready(url: str) -> bool:
 
 def _cannot_start(run_dir: Path) -> bool:
     """Whether a process has ended with exit status 3, after one clear line of its own."""
-    with contextlib.suppress(OSError, Fault):
-        processes = supervisor(run_dir).supervisor.getAllProcessInfo()
+    with contextlib.suppress(OSError, Fault), supervisor(run_dir) as server:
+        processes = server.supervisor.getAllProcessInfo()
         assert isinstance(processes, list)
         return any(p["statename"] == "EXITED" and p["exitstatus"] == StartError.EXIT_CODE for p in processes)
     return False

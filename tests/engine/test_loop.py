@@ -41,7 +41,7 @@ class Frontend:
         self.welcome = self.dealer.recv()
         self.slab = Slab.attach(run_dir, EPOCH, ROWS, 2)
 
-    def submit(self, *texts: list[int], first: int = 0, deadline: int = FAR) -> None:
+    def submit(self, *texts: list[int], first: int = 1, deadline: int = FAR) -> None:
         items = [Submission(first + n, deadline, 0, np.array(ids, np.int32)) for n, ids in enumerate(texts)]
         self.dealer.send(messages.submit(items, EPOCH))
 
@@ -95,7 +95,7 @@ class Running:
             router=self.router,
             scheduler=self.scheduler,
             lanes=self.lanes,
-            slots=Slots(self.slab.leases, share),
+            slots=Slots(self.slab.leases, self.slab.running, share),
             max_rows=limits.rows,
             model=Model(vocab_size=100, max_tokens=8),
             welcome=WELCOME,
@@ -168,7 +168,7 @@ def test_a_front_end_is_welcomed_with_model_and_epoch(running: Running) -> None:
 def test_texts_come_back_as_rows(running: Running) -> None:
     frontend = running.join()
     frontend.submit([1, 2, 3], [4], [5, 6])
-    assert frontend.vectors(3) == {0: [3, 6], 1: [1, 4], 2: [2, 11]}
+    assert frontend.vectors(3) == {1: [3, 6], 2: [1, 4], 3: [2, 11]}
     until(lambda: not running.slab.leases.any())
 
 
@@ -191,7 +191,7 @@ def test_a_batch_serves_several_front_ends_with_one_reply_each(running: Running,
 def test_a_failing_run_fails_its_texts_and_no_other(running: Running) -> None:
     frontend = running.join()
     frontend.submit([FAILS], [1, 2])
-    assert {s: status for s, (_, status) in frontend.replies(2).items()} == {0: Status.FAILED, 1: Status.OK}
+    assert {s: status for s, (_, status) in frontend.replies(2).items()} == {1: Status.FAILED, 2: Status.OK}
     assert running.engine.counters.failed == 1
 
 
@@ -204,20 +204,20 @@ def test_what_is_no_number_never_leaves(running: Running, runner: SumRunner) -> 
     runner.wait_started()
     runner.gate.set()
     statuses = {s: status for s, (_, status) in frontend.replies(4).items()}
-    assert statuses == {0: Status.OK, 1: Status.OK, 10: Status.FAILED, 11: Status.OK}
+    assert statuses == {1: Status.OK, 2: Status.OK, 10: Status.FAILED, 11: Status.OK}
 
 
 @pytest.mark.parametrize("ids", [[100], [-1], [1] * 9], ids=["above", "below", "too long"])
 def test_ids_the_model_does_not_know_are_refused(running: Running, ids: list[int]) -> None:
     frontend = running.join()
     frontend.submit(ids)
-    assert frontend.reply() == {0: (0, Status.INVALID)}
+    assert frontend.reply() == {1: (0, Status.INVALID)}
 
 
 def test_a_text_past_its_deadline_is_answered_and_not_run(running: Running, runner: SumRunner) -> None:
     frontend = running.join()
     frontend.submit([1], deadline=time.monotonic_ns() - 1)
-    assert frontend.reply() == {0: (0, Status.EXPIRED)}
+    assert frontend.reply() == {1: (0, Status.EXPIRED)}
     assert not runner.batches
 
 
@@ -226,7 +226,7 @@ def test_a_full_queue_refuses(running: Running, runner: SumRunner) -> None:
     frontend = running.join()
     runner.gate.clear()
     for lane in range(runner.lanes):
-        frontend.submit([1], first=lane)
+        frontend.submit([1], first=1 + lane)
         runner.wait_started()
     frontend.submit([2], [3], [4], [5], first=10)
     assert frontend.reply() == {13: (0, Status.REFUSED)}
@@ -238,13 +238,29 @@ def test_cancelled_texts_are_not_run(running: Running, runner: SumRunner) -> Non
     frontend = running.join()
     runner.gate.clear()
     for lane in range(runner.lanes):
-        frontend.submit([1], first=lane)
+        frontend.submit([1], first=1 + lane)
         runner.wait_started()
     frontend.submit([2], [3], first=10)
     frontend.dealer.send(messages.cancel([10], EPOCH))
     until(lambda: len(running.scheduler) == 1)
     runner.gate.set()
-    assert frontend.vectors(3).keys() == {0, 1, 11}
+    assert frontend.vectors(3).keys() == {1, 2, 11}
+
+
+def test_the_slab_tells_what_runs_so_that_a_killed_engine_leaves_it_behind(running: Running, runner: SumRunner) -> None:
+    frontend = running.join()
+    runner.gate.clear()
+    frontend.submit([1], first=5)
+    runner.wait_started()
+    frontend.submit([2], first=6)
+    runner.wait_started()
+    frontend.submit([3], first=7)  # waits: no lane is free
+    until(lambda: len(running.scheduler) == 1)
+    running_now = frontend.slab.running
+    assert set(running_now[running_now != 0].tolist()) == {5, 6}
+    runner.gate.set()
+    frontend.vectors(3)
+    until(lambda: not frontend.slab.running.any())
 
 
 def test_rows_and_texts_of_a_dead_front_end_come_back(running: Running, runner: SumRunner) -> None:
@@ -258,7 +274,7 @@ def test_rows_and_texts_of_a_dead_front_end_come_back(running: Running, runner: 
     until(lambda: not running.slab.leases.any())
     runner.gate.set()
     lives.submit([3])
-    assert lives.vectors(1) == {0: [1, 3]}
+    assert lives.vectors(1) == {1: [1, 3]}
     until(lambda: not running.slab.leases.any())
     assert not running.lanes.busy
 
@@ -271,12 +287,12 @@ def test_a_front_end_that_releases_nothing_starves_nobody(running: Running) -> N
     while len(held) < 4:
         held |= hoards.reply()
     other.submit([7, 7])
-    assert other.vectors(1) == {0: [2, 14]}
+    assert other.vectors(1) == {1: [2, 14]}
     for row, _ in held.values():
         hoards.slab.leases[row] = 0
     while len(held) < 8:
         held |= hoards.reply()
-    assert held.keys() == set(range(8))
+    assert held.keys() == set(range(1, 9))
 
 
 def test_a_full_slab_is_waited_for(running: Running) -> None:
@@ -285,7 +301,7 @@ def test_a_full_slab_is_waited_for(running: Running) -> None:
     frontend.submit([1])
     until(lambda: len(running.scheduler) == 1)
     running.slab.leases[:] = 0
-    assert frontend.vectors(1) == {0: [1, 1]}
+    assert frontend.vectors(1) == {1: [1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +320,7 @@ def test_malformed_frames_are_counted_and_harm_nobody(running: Running, frame: b
     frontend = running.join()
     frontend.dealer.send(frame)
     frontend.submit([1])
-    assert frontend.vectors(1) == {0: [1, 1]}
+    assert frontend.vectors(1) == {1: [1, 1]}
     assert running.engine.counters.malformed == 1
 
 
@@ -331,6 +347,6 @@ def test_an_engine_that_stops_answers_what_it_has(running: Running, runner: SumR
     frontend.submit([5], first=10)  # on its way when the BYE came
     frontend.dealer.send(messages.bye(EPOCH))
     runner.gate.set()
-    assert frontend.vectors(5).keys() == {0, 1, 2, 3, 10}
+    assert frontend.vectors(5).keys() == {1, 2, 3, 4, 10}
     running.thread.join(PATIENCE_SECONDS)
     assert not running.thread.is_alive()

@@ -16,7 +16,7 @@ from engine.runners.onnx import OnnxRunner, choose_device
 from ipc.bundle import Bundle
 from ipc.errors import StartError
 from ipc.messages import Ids
-from ipc.slab import Epoch, Rows, Slab, rows_file
+from ipc.slab import Epoch, Rows, Slab, slab_file
 
 ROWS = 64
 
@@ -66,11 +66,11 @@ def test_onnx_runtime_writes_into_the_mapped_file_itself(
     monkeypatch.setattr(ort.IOBinding, "bind_output", note)
     runner.run(random_texts(1, 4, 9, bundle.vocab_size), slab.rows[8:12])
     [(pointer, size)] = bound
-    begin, end = mapping_of(rows_file(tmp_path, Epoch(1)))
+    begin, end = mapping_of(slab_file(tmp_path, Epoch(1), "rows"))
     assert begin <= pointer < pointer + size <= end
     assert pointer == begin + 8 * bundle.dim * 4
     # And the file, read as a file, has what was written.
-    with rows_file(tmp_path, Epoch(1)).open("rb") as file:
+    with slab_file(tmp_path, Epoch(1), "rows").open("rb") as file:
         file.seek(8 * bundle.dim * 4)
         assert np.array_equal(np.frombuffer(file.read(size), np.float32).reshape(4, -1), slab.rows[8:12])
 

@@ -13,52 +13,59 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engine.slots import Slots
-from ipc.slab import FREE, Epoch, Slab, remove_slabs
+from ipc.slab import FREE, Epoch, Leases, Slab, remove_slabs
 
 ROWS = 24
 SHARE = 8
+SEQUENCE = 1000
 
 
-def slots(rows: int = ROWS) -> tuple[Slots, np.ndarray[tuple[int], np.dtype[np.uint32]]]:
-    leases = np.zeros(rows, np.uint32)
-    return Slots(leases, SHARE), leases
+def slots() -> tuple[Slots, Leases]:
+    leases = np.zeros(ROWS, np.uint32)
+    return Slots(leases, np.zeros(ROWS, np.uint64), SHARE), leases
+
+
+def take(table: Slots, count: int) -> int | None:
+    first = table.find(count)
+    if first is not None:
+        table.compute(first, range(1, count + 1))
+    return first
 
 
 def test_an_extent_is_adjacent_and_free() -> None:
     table, leases = slots()
     leases[3] = 9
-    first = table.reserve(4)
+    first = take(table, 4)
     assert first is not None
     assert not leases[first : first + 4].any()
 
 
 def test_a_full_slab_gives_none() -> None:
     table, _ = slots()
-    assert table.reserve(ROWS) == 0
-    assert table.reserve(1) is None
+    assert take(table, ROWS) == 0
+    assert table.find(1) is None
 
 
 def test_a_gap_of_the_very_size_is_found() -> None:
     table, leases = slots()
     leases[:] = 9
     leases[20:24] = FREE
-    assert table.reserve(5) is None
-    assert table.reserve(4) == 20
+    assert table.find(5) is None
+    assert table.find(4) == 20
 
 
 def test_the_first_and_the_last_row_are_found() -> None:
     table, leases = slots()
     leases[1:23] = 9
-    assert {table.reserve(1), table.reserve(1)} == {0, 23}
+    assert {take(table, 1), take(table, 1)} == {0, 23}
 
 
-def test_what_is_trimmed_is_free_again() -> None:
+def test_what_is_found_and_not_used_stays_free() -> None:
     table, _ = slots()
-    first = table.reserve(16)
-    assert first == 0
-    table.trim(first, 16, 3)
+    assert table.find(16) == 0
+    table.compute(0, [7, 8, 9])
     assert table.in_use() == 3
-    assert table.reserve(ROWS - 3) == 3
+    assert table.find(ROWS - 3) == 3
 
 
 def test_a_front_end_over_its_share_is_named() -> None:
@@ -98,7 +105,7 @@ class Life(RuleBasedStateMachine):
         self.epoch += 1
         remove_slabs(self.run_dir)
         self.slab = Slab.create(self.run_dir, Epoch(self.epoch), ROWS, 2)
-        self.table = Slots(self.slab.leases, SHARE)
+        self.table = Slots(self.slab.leases, self.slab.running, SHARE)
         self.computing: dict[int, int] = {}
         self.lent: dict[int, int] = {}
 
@@ -115,14 +122,14 @@ class Life(RuleBasedStateMachine):
     @rule(wanted=st.integers(1, 10), used=st.integers(0, 10), data=st.data())
     def batch(self, wanted: int, used: int, data: st.DataObject) -> None:
         current = [owner for owner, (epoch, _) in self.views.items() if epoch == self.epoch]
-        first = self.table.reserve(wanted)
+        first = self.table.find(wanted)
         free = [row not in self.computing and row not in self.lent for row in range(ROWS)]
         if first is None:
             assert not any(all(free[r : r + wanted]) for r in range(ROWS - wanted + 1)), "there was room"
             return
         assert all(free[first : first + wanted]), "two holders of one row"
         used = min(used, wanted) if current else 0
-        self.table.trim(first, wanted, used)
+        self.table.compute(first, [SEQUENCE + row for row in range(first, first + used)])
         for row in range(first, first + used):
             self.computing[row] = data.draw(st.sampled_from(current))
             self.slab.rows[row] = (row, self.computing[row])
@@ -174,6 +181,8 @@ class Life(RuleBasedStateMachine):
     def leases_say_who_holds_what(self) -> None:
         expected = [self.lent.get(row, FREE) for row in range(ROWS)]
         assert self.slab.leases.tolist() == expected
+        running = [SEQUENCE + row if row in self.computing else FREE for row in range(ROWS)]
+        assert self.slab.running.tolist() == running
         assert self.table.in_use() == len(self.lent) + len(self.computing)
 
     @invariant()

@@ -57,7 +57,7 @@ def test_welcome_carries_the_model_and_the_slab() -> None:
 
 items = st.builds(
     Submission,
-    sequence=st.integers(0, 2**64 - 1),
+    sequence=st.integers(1, 2**64 - 1),
     deadline=st.integers(-(2**63), 2**63 - 1),
     priority=st.integers(0, 1),
     ids=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(lambda values: np.array(values, np.int32)),
@@ -143,3 +143,9 @@ def test_lengths_must_add_up(length: int, claimed: int) -> None:
     frame[24 + 16 : 24 + 20] = length.to_bytes(4, "little", signed=True)
     with pytest.raises(MalformedFrame):
         messages.parse_submit(bytes(frame), messages.parse_header(bytes(frame)))
+
+
+def test_sequence_0_is_no_text() -> None:
+    frame = messages.submit([Submission(0, 0, 0, ids(1))], EPOCH)
+    with pytest.raises(MalformedFrame):
+        messages.parse_submit(frame, messages.parse_header(frame))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ipc.errors import StartError
-from ipc.slab import Epoch, Slab, leases_file, remove_slabs, rows_file
+from ipc.slab import Epoch, Slab, remove_slabs, slab_file
 
 EPOCH = Epoch(7)
 
@@ -27,18 +27,20 @@ def test_what_the_engine_writes_is_what_a_front_end_reads(run_dir: Path) -> None
     assert ours.leases.tolist() == [0, 0, 0, 9]
 
 
-def test_rows_are_read_only_to_a_front_end(run_dir: Path) -> None:
+@pytest.mark.parametrize("part", ["rows", "running"])
+def test_all_but_leases_is_read_only_to_a_front_end(run_dir: Path, part: str) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    rows = Slab.attach(run_dir, EPOCH, 4, 3).rows
+    array = getattr(Slab.attach(run_dir, EPOCH, 4, 3), part)
     with pytest.raises(ValueError, match="read-only"):
-        rows[0, 0] = 1.0
+        array[0] = 1
     with pytest.raises(ValueError, match="WRITEABLE"):
-        rows.flags.writeable = True
+        array.flags.writeable = True
 
 
 def test_files_are_private_and_whole(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    for path, size in ((rows_file(run_dir, EPOCH), 48), (leases_file(run_dir, EPOCH), 16)):
+    for part, size in (("rows", 48), ("running", 32), ("leases", 16)):
+        path = slab_file(run_dir, EPOCH, part)
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.stat().st_size == size
         assert path.stat().st_blocks > 0, "its memory must be set aside at creation"
@@ -67,14 +69,14 @@ def test_another_size_than_announced_is_refused(run_dir: Path) -> None:
 
 def test_a_file_others_can_write_is_refused(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    rows_file(run_dir, EPOCH).chmod(0o666)
+    slab_file(run_dir, EPOCH, "rows").chmod(0o666)
     with pytest.raises(PermissionError):
         Slab.attach(run_dir, EPOCH, 4, 3)
 
 
 def test_a_link_is_refused(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    rows = rows_file(run_dir, EPOCH)
+    rows = slab_file(run_dir, EPOCH, "rows")
     rows.rename(run_dir / "elsewhere")
     rows.symlink_to(run_dir / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
@@ -84,9 +86,9 @@ def test_a_link_is_refused(run_dir: Path) -> None:
 def test_readers_keep_what_a_new_engine_removes(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3).rows[1] = 5.0
     reader = Slab.attach(run_dir, EPOCH, 4, 3)
-    assert remove_slabs(run_dir) == 2
+    assert remove_slabs(run_dir) == 3
     Slab.create(run_dir, Epoch(8), 4, 3).rows[1] = 6.0
-    assert not rows_file(run_dir, EPOCH).exists()
+    assert not slab_file(run_dir, EPOCH, "rows").exists()
     assert np.array_equal(reader.rows[1], [5.0, 5.0, 5.0])
 
 

@@ -1,0 +1,42 @@
+"""HTTP/1.1 as uvicorn speaks it, with the one bound it lacks: on the length of a request's head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD_BYTES = 64 << 10
+REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class BoundedHeadProtocol(HttpToolsProtocol):
+    """Ends a connection whose request line and headers exceed 64 KiB by more than one read.
+
+    httptools keeps a head however long it is, so that one client without a key could take all memory.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_in_head = True
+        self._head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes while a head is incomplete."""
+        super().data_received(data)
+        if self._is_in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                self.transport.write(REFUSAL)
+                self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """The head was short enough."""
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """What comes next is a head again."""
+        super().on_message_complete()
+        self._is_in_head = True
+        self._head_bytes = 0
