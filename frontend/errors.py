@@ -65,7 +65,8 @@ async def raise_ours(request: Request, error: Exception) -> Response:
         case 404:
             raise UnknownRoute(f"There is nothing at {request.url.path}.")
         case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            raise MethodNotAllowed(f"{request.url.path} does not take {request.method}: use {allowed}.")
+            # Starlette's comes from a set, in no order.
+            allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+            raise MethodNotAllowed(f"{request.url.path} does not take {request.method}: use {allow}.", allow)
         case _:
             raise error

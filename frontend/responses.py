@@ -64,6 +64,8 @@ def error_response(error: RequestError, status: int, body: bytes) -> Response:
         }
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.allow
     return json_response(body, status, headers)
 
 

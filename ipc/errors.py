@@ -93,9 +93,13 @@ class UnknownRoute(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, with another method."""
+    """The path exists, with another method; `allow` lists those it has, as the header of that name does."""
 
     code = "METHOD_NOT_ALLOWED"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class Overloaded(RequestError):
