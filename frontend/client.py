@@ -12,12 +12,13 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
 
+from frontend.flight import Call, Flight, Take
 from frontend.link import Link
 from ipc import messages
 from ipc.errors import (
@@ -30,52 +31,13 @@ from ipc.errors import (
     RequestError,
 )
 from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
-from ipc.slab import FREE, Row
+from ipc.slab import FREE
 
 log = logging.getLogger(__name__)
 
 # A second death with the same text in a lane is taken for its doing.
 MOST_DEATHS = 2
 RETRY_AFTER_SECONDS = 1.0
-
-Take = Callable[[Row], bytes]
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]."""
-
-    take: Take
-    parts: list[bytes]
-    missing: int
-    done: asyncio.Future[None]
-    wait_ns: int = 0
-    compute_ns: int = 0
-
-    def put(self, index: int, row: Row, wait_ns: int, compute_ns: int) -> None:
-        """Encode a vector from the slab itself."""
-        self.parts[index] = self.take(row)
-        self.wait_ns = max(self.wait_ns, wait_ns)
-        self.compute_ns = max(self.compute_ns, compute_ns)
-        self.missing -= 1
-        if not self.missing and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """End the call; the first error wins."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One text between submit and reply."""
-
-    submission: Submission
-    call: Call
-    index: int
-    deaths: int = 0
-    is_sent: bool = False
 
 
 @dataclass(slots=True)
@@ -109,7 +71,10 @@ class EngineClient:
 
     def close(self) -> None:
         """Let go of the engine; texts still in flight fail."""
-        self._fail_all("This front end is stopping: try again.")
+        # What the calls do on their way out must not reach the closed socket.
+        self.engine = None
+        self._refusal = "This front end is stopping: try again."
+        self._fail_all(self._refusal)
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -185,11 +150,13 @@ class EngineClient:
     def _on_message(self, frame: bytes) -> None:
         try:
             header = messages.parse_header(frame)
+            # Before its WELCOME a link has epoch 0, which no engine has.
+            is_current = header.epoch == self._link.epoch != 0
             if header.type is Type.WELCOME:
                 self._on_welcome(messages.parse_welcome(frame), header)
-            elif header.type is Type.REPLY and header.epoch == self._link.epoch:
+            elif header.type is Type.REPLY and is_current:
                 self._on_reply(frame, header)
-            elif header.type is Type.BYE and header.epoch == self._link.epoch:
+            elif header.type is Type.BYE and is_current:
                 self._on_bye()
             else:
                 raise MalformedFrame(f"{header.type.name} is nothing a front end takes now")
@@ -218,16 +185,11 @@ class EngineClient:
         slab = self._link.slab
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
             flight = self._flights.pop(sequence, None)
-            if status == Status.OK:
+            if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                try:
-                    if flight is not None:
-                        flight.call.put(flight.index, slab.rows[row], wait_ns, header.extra)
-                except Exception as error:
-                    assert flight is not None
-                    flight.call.fail(error)
-                finally:
-                    slab.leases[row] = FREE
+                if flight is not None:
+                    flight.land(slab.rows[row], wait_ns, header.extra)
+                slab.leases[row] = FREE
             elif flight is not None:
                 flight.call.fail(_error_of(status))
 

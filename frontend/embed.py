@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 
-from frontend.client import Call, EngineClient, Take
+from frontend.client import EngineClient
+from frontend.flight import Call, Take
 from frontend.responses import sliced
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import Bundle
