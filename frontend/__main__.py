@@ -15,7 +15,7 @@ import uvicorn
 
 from frontend.app import create_app
 from frontend.auth import load_or_make_key
-from frontend.protocol import BoundedHeadProtocol
+from frontend.protocol import Protocol
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
@@ -46,7 +46,7 @@ def main() -> int:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=BoundedHeadProtocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

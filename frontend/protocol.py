@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with the one bound it lacks: on the length of a request's head."""
+"""HTTP/1.1 as uvicorn speaks it, with a bound on a request's head, and a stop that loses no request."""
 
 from __future__ import annotations
 
@@ -10,16 +10,30 @@ MOST_HEAD_BYTES = 64 << 10
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class BoundedHeadProtocol(HttpToolsProtocol):
+# A connection that is idle when the front end stops may have a request on its way: it is waited for this long.
+LINGER_SECONDS = 0.5
+
+
+class Protocol(HttpToolsProtocol):
     """Ends a connection whose request line and headers exceed 64 KiB by more than one read.
 
-    httptools keeps a head however long it is, so that one client without a key could take all memory.
+    httptools keeps a head however long it is, so that one client without a key could take all memory. And uvicorn
+    that stops closes idle connections at once, even one whose request is about to be read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = True
         self._head_bytes = 0
+        self._is_leaving = False
+
+    def shutdown(self) -> None:
+        """Let a request that is on its way have its answer, the connection's last."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        self._is_leaving = True
+        self.loop.call_later(LINGER_SECONDS, super().shutdown)
 
     def data_received(self, data: bytes) -> None:
         """Count what comes while a head is incomplete."""
@@ -34,6 +48,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         """The head was short enough."""
         self._is_in_head = False
         super().on_headers_complete()
+        if self._is_leaving:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """What comes next is a head again."""

@@ -17,7 +17,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from tools.prepare import ensure_bundle
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
 POLL_SECONDS = 0.1
+WATCH_SECONDS = 2.0
 
 READY = """
 ────────────────────────────────────────────────────────────────────────────────
@@ -134,24 +134,25 @@ def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Pa
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:
-        return _announce(settings, key, run_dir, supervisord)
+        return _watch(settings, key, run_dir, supervisord)
     finally:
         stop()
         supervisord.wait()
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def _announce(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
-    """Print the block once the service is ready, then wait for the end."""
+def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
+    """Print the block once the service is ready; end with supervisord, or when a process can never start again."""
     url = f"http://{settings.host}:{settings.port}"
+    is_announced = False
     while supervisord.poll() is None:
         if _cannot_start(run_dir):
             return StartError.EXIT_CODE
-        if _is_ready(url):
+        if not is_announced and _is_ready(url):
+            is_announced = True
             print(READY.format(model=settings.model, url=url, key=key), flush=True)
-            supervisord.wait()
-            return 0
-        time.sleep(POLL_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            supervisord.wait(WATCH_SECONDS if is_announced else POLL_SECONDS)
     return 0
 
 
