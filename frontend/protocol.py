@@ -29,7 +29,8 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Let a request that is on its way have its answer, the connection's last."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        # There is no cycle before the first request, whatever uvicorn's annotation says.
+        if not getattr(self.cycle, "response_complete", True):
             super().shutdown()
             return
         self._is_leaving = True
