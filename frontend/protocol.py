@@ -37,13 +37,13 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_SECONDS, super().shutdown)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes while a head is incomplete."""
-        super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
+        """Count what comes while a head is incomplete; a message that ends within `data` sets the count to 0."""
+        if self._is_in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self.transport.write(REFUSAL)
-                self.transport.close()
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(REFUSAL)
+            self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The head was short enough."""
