@@ -50,17 +50,24 @@ def load_or_make_key(settings: Settings) -> str:
 
     Any number of processes may call this at once: all get the same key.
     """
-    if settings.api_key:
-        return settings.api_key
+    # What a client sends is stripped too.
+    if key := settings.api_key.strip():
+        return key
     path = settings.data_path / KEY_FILE
+    fault = "it is empty"
     try:
         if not path.exists():
             _keep(path, KEY_PREFIX + secrets.token_urlsafe(32))
-        return path.read_text().strip()
+        if key := path.read_text().strip():
+            return key
     except OSError as error:
-        raise StartError(
-            f"The API key cannot be kept in {path} ({error.strerror}): set EMBEDLANE_API_KEY or EMBEDLANE_DATA_DIR."
-        ) from None
+        fault = error.strerror
+    except UnicodeDecodeError:
+        fault = "it is no text"
+    raise StartError(
+        f"The API key cannot be kept in {path} ({fault}): remove that file, or set EMBEDLANE_API_KEY "
+        "or EMBEDLANE_DATA_DIR."
+    )
 
 
 def _keep(path: Path, key: str) -> None:

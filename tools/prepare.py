@@ -1,0 +1,252 @@
+"""Make a model bundle: fetch → checkpoint → graph → verify → publish, and only then is there a bundle.
+
+    python -m tools.prepare [SOURCE] [--out FOLDER] [--force]
+
+Each stage is the module of its name; this one has the order, the lock and the rename. A bundle is built in a hidden
+folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated.
+"""
+
+# No numpy, onnx or onnxruntime up here: every start of the server asks for its bundle, finds it in place nearly
+# always, and must not wait 0.5 s for libraries that only building needs. `_build` imports them.
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ipc.bundle import MANIFEST, TOKENIZER, Bundle, FileRecord, Manifest, Parity, hash_file, load_bundle, locate_bundle
+from ipc.errors import StartError
+from ipc.settings import DEFAULT_MODEL, load_settings
+from tools.fetch import WANTED, WEIGHTS, Fetched, Say, fetch, is_model_folder
+
+if TYPE_CHECKING:
+    from tools.checkpoint import Checkpoint
+
+GRAPH = "model.fp32.onnx"
+# Protobuf's limit for one file; no BERT that is pooled to one vector is near it.
+MAX_GRAPH_BYTES = 2**31 - 1
+
+
+def ensure_bundle(model: str, data_dir: Path, *, say: Say = print) -> Path:
+    """The folder of the bundle of `model`, made first if there is none.
+
+    `model` is a bundle's folder, a model's folder, or a Hugging Face id. A bundle that is in place is only looked
+    at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served.
+    """
+    if (Path(model) / MANIFEST).is_file():
+        return Path(model)
+    target = bundle_folder(model, data_dir)
+    if _usable(target, model, verify=False) is None:
+        prepare(model, target, say=say)
+    return target
+
+
+def bundle_folder(model: str, data_dir: Path) -> Path:
+    """Where the bundle of `model` belongs.
+
+    A model's folder may be edited: its files' sizes and times are part of the name, so that a bundle never
+    outlives what it was made from.
+    """
+    if not is_model_folder(model):
+        return locate_bundle(model, data_dir)
+    folder = Path(model).resolve()
+    digest = hashlib.sha256(str(folder).encode())
+    for path in sorted(path for pattern in WANTED for path in folder.glob(pattern)):
+        status = path.stat()
+        digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return data_dir / "bundles" / f"{folder.name}-{digest.hexdigest()[:12]}"
+
+
+def prepare(source: str, target: Path, *, force: bool = False, say: Say = print) -> Bundle:
+    """Make the bundle of `source` at `target`, unless it is there already; `force` makes it again.
+
+    Raises StartError if the model cannot be had or served, its vectors fail verification, or `target` is taken.
+    """
+    started = time.monotonic()
+    target = target.resolve()
+    _check_replaceable(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target, say):
+            there = None if force else _usable(target, source, verify=True)
+            if there is not None:
+                say(f"ready      {target} (already made; --force makes it again)")
+                return there
+            parity = _build_and_publish(source, target, say)
+    except OSError as error:
+        raise StartError(f"The bundle {target} cannot be written ({error}).") from error
+    bundle = load_bundle(target, verify=False)
+    megabytes = sum(record.bytes for record in bundle.files.values()) / 1e6
+    seconds = time.monotonic() - started
+    say(f"done       {target}: {megabytes:.0f} MB in {seconds:.1f} s, lowest cosine {parity.min_cosine:.7f}")
+    return bundle
+
+
+def _usable(target: Path, source: str, *, verify: bool) -> Bundle | None:
+    """The bundle at `target` if it is whole and of `source`; None if it has to be made."""
+    try:
+        bundle = load_bundle(target, verify=verify)
+    except StartError:
+        return None
+    if is_model_folder(source):
+        # The name of the place tells folders apart; only a place that a person chose needs the weights' hash.
+        same = not verify or bundle.revision == f"sha256:{hash_file(Path(source) / WEIGHTS)}"
+    else:
+        same = bundle.id == source.partition("@")[0]
+    return bundle if same else None
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse to replace anything but a bundle: a mistyped --out must not cost a person's files."""
+    if target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir())):
+        return
+    if target.exists():
+        raise StartError(f"{target} exists and is not a model bundle: choose another --out, or remove it.")
+
+
+@contextmanager
+def _locked(target: Path, say: Say) -> Iterator[None]:
+    """Hold the right to write `target`. The lock goes with the process; its file stays, as removing it would race."""
+    with _hidden(target, "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting    for another process that prepares {target}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_and_publish(source: str, target: Path, say: Say) -> Parity:
+    partial, scratch = _hidden(target, "partial"), _hidden(target, "scratch")
+    _remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
+    try:
+        fetched = fetch(source, scratch, say)
+        partial.mkdir()
+        parity = _build(fetched, partial, say)
+        _publish(partial, target)
+    finally:
+        _remove(partial, scratch)
+    return parity
+
+
+def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
+    """Write a whole bundle into `folder`."""
+    # Here and not above: see the note at the imports.
+    from tools.checkpoint import read_checkpoint  # noqa: PLC0415
+    from tools.graph import build_graph  # noqa: PLC0415
+
+    try:
+        from tools.verify import verify  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(f"ONNX Runtime is not installed ({error}): install the extra `cpu` or `gpu`.") from None
+
+    checkpoint = read_checkpoint(fetched.folder)
+    for note in checkpoint.notes:
+        say(f"note       {note}")
+    config = checkpoint.config
+    say(
+        f"building   {GRAPH}: {config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} dimensions, "
+        f"{checkpoint.max_tokens} tokens, {checkpoint.pooling} pooling, normalized: {checkpoint.normalize}"
+    )
+    model = build_graph(checkpoint)
+    if model.ByteSize() > MAX_GRAPH_BYTES:
+        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / TOKENIZER).write_bytes(checkpoint.tokenizer)
+    parity = verify(folder / GRAPH, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
+    manifest = _describe(fetched, checkpoint, folder, parity)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    return parity
+
+
+def _describe(fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: Parity) -> Manifest:
+    return Manifest(
+        id=fetched.id,
+        revision=fetched.revision,
+        architecture=checkpoint.config.model_type,
+        dim=checkpoint.config.hidden_size,
+        max_tokens=checkpoint.max_tokens,
+        vocab_size=checkpoint.config.vocab_size,
+        pooling=checkpoint.pooling,
+        normalize=checkpoint.normalize,
+        files={
+            name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
+            for name in (TOKENIZER, GRAPH)
+        },
+        precisions={"fp32": GRAPH},
+        parity=parity,
+    )
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Put the finished folder into its place. Processes that have the old one's files open keep them."""
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    old = _hidden(target, "old")
+    _remove(old)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    _flush(target.parent)
+    _remove(old)
+
+
+def _flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hidden(target: Path, purpose: str) -> Path:
+    return target.parent / f".{target.name}.{purpose}"
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; gives the exit status: 0, 3 for what cannot be done, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tools.prepare", description="Make a model bundle.")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="a model's folder, or a Hugging Face id (org/name, org/name@revision); default: %(default)s",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the bundle's folder; default: bundles/<name of the model> in EMBEDLANE_DATA_DIR"
+    )
+    parser.add_argument("--force", action="store_true", help="make it again even if it is there")
+    options = parser.parse_args(arguments)
+    try:
+        target = options.out or bundle_folder(options.source, load_settings().data_path)
+        prepare(options.source, target, force=options.force, say=_say)
+    except StartError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return StartError.EXIT_CODE
+    except KeyboardInterrupt:
+        print("prepare: interrupted; nothing half made is left behind.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A second, independent forward pass: plain NumPy in float64, as the papers' formulas read.
+
+Slow and simple on purpose. It shares with the graph only the checkpoint's tensors, so that a mistake in the graph
+shows for any model without PyTorch. Sources: Vaswani et al. 2017 (attention), Devlin et al. 2018 (BERT),
+Hendrycks & Gimpel 2016 (GELU), Reimers & Gurevych 2019 (pooling).
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.bert import GELU_ERF, BertConfig
+from tools.checkpoint import Checkpoint, Weights
+
+Array = NDArray[np.float64]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def embed(checkpoint: Checkpoint, ids: list[int]) -> Array:
+    """The vector [dim] of one text, given its token ids with the special ones."""
+    states = FORWARDS[checkpoint.config.model_type](checkpoint.weights, checkpoint.config, np.array(ids))
+    vector: Array = states.mean(axis=0) if checkpoint.pooling == "mean" else states[0]
+    return vector / max(math.sqrt(vector @ vector), 1e-12) if checkpoint.normalize else vector
+
+
+def _bert(weights: Weights, config: BertConfig, ids: NDArray[np.int64]) -> Array:
+    """The last hidden states [length, hidden]."""
+    table = {part: weights[f"embeddings.{part}_embeddings.weight"] for part in ("word", "position", "token_type")}
+    states = table["word"][ids].astype(np.float64) + table["position"][: len(ids)] + table["token_type"][0]
+    states = _layer_norm(weights, config, "embeddings.LayerNorm", states)
+    for layer in range(config.num_hidden_layers):
+        prefix = f"encoder.layer.{layer}"
+        attended = _attention(weights, config, f"{prefix}.attention.self", states)
+        attended = _linear(weights, f"{prefix}.attention.output.dense", attended)
+        states = _layer_norm(weights, config, f"{prefix}.attention.output.LayerNorm", states + attended)
+        inner = _gelu(config, _linear(weights, f"{prefix}.intermediate.dense", states))
+        inner = _linear(weights, f"{prefix}.output.dense", inner)
+        states = _layer_norm(weights, config, f"{prefix}.output.LayerNorm", states + inner)
+    return states
+
+
+def _linear(weights: Weights, name: str, states: Array) -> Array:
+    result: Array = states @ weights[f"{name}.weight"].T.astype(np.float64) + weights[f"{name}.bias"]
+    return result
+
+
+def _layer_norm(weights: Weights, config: BertConfig, name: str, states: Array) -> Array:
+    centred = states - states.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt(variance + config.layer_norm_eps)
+    result: Array = scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return result
+
+
+def _attention(weights: Weights, config: BertConfig, name: str, states: Array) -> Array:
+    size = config.hidden_size // config.num_attention_heads
+    query, key, value = (_linear(weights, f"{name}.{part}", states) for part in ("query", "key", "value"))
+    result = np.empty_like(states)
+    for head in range(config.num_attention_heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = query[:, part] @ key[:, part].T / math.sqrt(size)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        result[:, part] = scores / scores.sum(axis=-1, keepdims=True) @ value[:, part]
+    return result
+
+
+def _gelu(config: BertConfig, x: Array) -> Array:
+    if config.hidden_act in GELU_ERF:
+        exact: Array = x * (1 + _erf(x / math.sqrt(2))) / 2
+        return exact
+    approximate: Array = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return approximate
+
+
+# One entry per architecture that tools.checkpoint reads.
+FORWARDS: dict[str, Callable[[Weights, BertConfig, NDArray[np.int64]], Array]] = {"bert": _bert}

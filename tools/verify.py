@@ -1,0 +1,167 @@
+"""Fourth stage of prepare: hold the graph's vectors against independent ones, and refuse it if they differ.
+
+Two references: plain NumPy (tools.reference) for every model, and for the default model also vectors that
+sentence-transformers made, kept in tests/reference. The second checks the tokenization too.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ipc.bundle import Parity, Pooling
+from ipc.errors import StartError
+from tools import reference
+from tools.checkpoint import Checkpoint
+from tools.fetch import Say
+
+# Float32 rounding costs 1e-12 on the default model. A wrong tensor in one layer may cost less than 1e-5.
+REQUIRED_COSINE = 0.9999999
+# Vectors that are not normalized have a length too, and a cosine does not see it.
+ALLOWED_LENGTH_ERROR = 1e-4
+STORED = Path(__file__).resolve().parent.parent / "tests" / "reference"
+
+# For the NumPy reference: cost grows with the tokens, so the longest is cut to this many.
+NUMPY_MAX_TOKENS = 96
+NUMPY_TEXTS = (
+    "a",
+    "Rain again.",
+    "The ferry leaves at 06:45, and the last bus back is at 23:10.",
+    "Καλημέρα, こんにちは, שלום – and 42 more ways to say it!",
+    "for i in range(3): print(i ** 2)  # 0, 1, 4",
+    "The orchard behind the mill has not been pruned for years, yet every autumn it gives more apples than the "
+    "village can eat, and so the children carry baskets of them down to the station, where travellers put "
+    "coins in a tin and choose the reddest ones. " * 3,
+)
+
+Vector = NDArray[np.floating[Any]]
+
+
+class StoredText(msgspec.Struct, frozen=True):
+    """One entry of tests/reference/texts.json. `tokens` counts the special ones, after truncation."""
+
+    text: str
+    tokens: int
+
+
+class StoredMeta(msgspec.Struct, frozen=True):
+    """tests/reference/meta.json: which model vectors.npy [texts, dim] came from, and what made them."""
+
+    made_with: dict[str, str]
+    weights_sha256: str
+    max_tokens: int
+    pooling: Pooling
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph that was built, with the tokenizer that belongs to it."""
+
+    session: Any
+    tokenizer: Tokenizer
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids with the special ones, truncated to the model's limit."""
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def embed(self, ids: list[int]) -> Vector:
+        """The vector [dim] of one text."""
+        vector: Vector = self.session.run(None, {"input_ids": np.array([ids], dtype=np.int32)})[0][0]
+        return vector
+
+
+def verify(path: Path, checkpoint: Checkpoint, weights_sha256: str, say: Say) -> Parity:
+    """Compare the graph at `path` with every reference there is, and give the parity to record.
+
+    Raises StartError if any cosine is below REQUIRED_COSINE, or a text gets another number of tokens.
+    """
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    graph = Graph(session, _load_tokenizer(checkpoint))
+    say(f"verifying  {len(NUMPY_TEXTS)} texts against plain NumPy")
+    parity = _against_numpy(graph, checkpoint)
+    meta = _stored_meta()
+    if meta is None:
+        say("           (not a checkout: no tests/reference, so no comparison with sentence-transformers)")
+    elif meta.weights_sha256 == weights_sha256:
+        parity = _against_stored(graph, checkpoint, meta, say)
+    return parity
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode())
+    except Exception as error:  # the library raises nothing more precise
+        raise StartError(f"The model's tokenizer.json cannot be used ({error}).") from None
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= checkpoint.config.vocab_size:
+        raise StartError(
+            f"The model's tokenizer.json has the token id {largest}, but config.json only "
+            f"{checkpoint.config.vocab_size} tokens: the two are not of the same model."
+        )
+    tokenizer.enable_truncation(checkpoint.max_tokens)
+    return tokenizer
+
+
+def _against_numpy(graph: Graph, checkpoint: Checkpoint) -> Parity:
+    lowest = 1.0
+    for text in NUMPY_TEXTS:
+        ids = graph.tokenize(text)[: min(NUMPY_MAX_TOKENS, checkpoint.max_tokens)]
+        cosine = _compare(graph.embed(ids), reference.embed(checkpoint, ids), text)
+        lowest = min(lowest, cosine)
+    return Parity(reference="numpy float64", texts=len(NUMPY_TEXTS), min_cosine=lowest)
+
+
+def _stored_meta() -> StoredMeta | None:
+    """What the stored vectors belong to; None where there are none, as in an installed copy without tests."""
+    try:
+        return msgspec.json.decode((STORED / "meta.json").read_bytes(), type=StoredMeta)
+    except FileNotFoundError:
+        return None
+
+
+def _against_stored(graph: Graph, checkpoint: Checkpoint, meta: StoredMeta, say: Say) -> Parity:
+    for field in ("max_tokens", "pooling", "normalize"):
+        if getattr(checkpoint, field) != getattr(meta, field):
+            say(f"           (other {field} than the stored sentence-transformers vectors: not compared)")
+            return _against_numpy(graph, checkpoint)
+    texts = msgspec.json.decode((STORED / "texts.json").read_bytes(), type=list[StoredText])
+    vectors = np.load(STORED / "vectors.npy", allow_pickle=False)
+    made_with = f"sentence-transformers {meta.made_with['sentence-transformers']}"
+    say(f"verifying  {len(texts)} texts against {made_with}")
+    lowest = 1.0
+    for entry, expected in zip(texts, vectors, strict=True):
+        ids = graph.tokenize(entry.text)
+        if len(ids) != entry.tokens:
+            raise StartError(
+                f"Verification failed: {_shorten(entry.text)} gets {len(ids)} tokens where {made_with} gives it "
+                f"{entry.tokens}; no bundle was written."
+            )
+        lowest = min(lowest, _compare(graph.embed(ids), expected, entry.text))
+    return Parity(reference=made_with, texts=len(texts), min_cosine=lowest)
+
+
+def _compare(vector: Vector, expected: Vector, text: str) -> float:
+    """The cosine of the two, at most 1. Raises StartError if they are not the same vector."""
+    a, b = vector.astype(np.float64), expected.astype(np.float64)
+    lengths = math.sqrt(a @ a), math.sqrt(b @ b)
+    cosine = float(a @ b / (lengths[0] * lengths[1])) if all(lengths) else 0.0
+    same_length = abs(lengths[0] - lengths[1]) <= ALLOWED_LENGTH_ERROR * lengths[1]
+    if not (cosine >= REQUIRED_COSINE and same_length):  # written so that NaN fails
+        raise StartError(
+            f"Verification failed: the vector of {_shorten(text)} has the cosine {cosine:.8f} to the reference "
+            f"({REQUIRED_COSINE} is required) and the length {lengths[0]:.6f} where {lengths[1]:.6f} is expected; "
+            "no bundle was written."
+        )
+    return min(cosine, 1.0)
+
+
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
