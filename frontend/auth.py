@@ -61,7 +61,7 @@ def load_or_make_key(settings: Settings) -> str:
         if key := path.read_text().strip():
             return key
     except OSError as error:
-        fault = error.strerror
+        fault = str(error.strerror)
     except UnicodeDecodeError:
         fault = "it is no text"
     raise StartError(
