@@ -1,11 +1,13 @@
 """`python -m frontend`: serve HTTP on the socket inherited as descriptor 0, else on one of its own.
 
-The supervisor opens one listening socket for all front ends, so a restart loses nothing that is queued there. Not
+The supervisor opens one listening socket for all front ends, so a restart loses nothing that is queued there (as long
+as one of them runs: supervisord closes the socket with the last, which is why there are two at least by default). Not
 `uvicorn --fd`: it takes the descriptor for a Unix socket, so TCP_NODELAY is never set and clients see 40 ms stalls.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import stat
@@ -52,18 +54,36 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # What proxies say of the client is used nowhere.
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
+    calm_collector()
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
+def calm_collector() -> None:
+    """Keep the garbage collector from going through modules and live requests again and again.
+
+    With the default threshold of 700 new objects every few requests start a collection that frees nothing: it was
+    13 % of a front end's time at full load.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 def inherited_socket() -> socket.socket | None:
     """The listening TCP socket at descriptor 0, if that is what is there."""
-    if not stat.S_ISSOCK(os.fstat(0).st_mode):
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(0).st_mode)
+    except OSError:  # it is closed
+        is_socket = False
+    if not is_socket:
         return None
     inherited = socket.socket(fileno=os.dup(0))
     is_listening = inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # A second death with the same text in a lane is taken for its doing.
 MOST_DEATHS = 2
 RETRY_AFTER_SECONDS = 1.0
+# Far below MAX_MESSAGE_BYTES with the longest texts: all that was in flight is sent at once to a new engine.
+MOST_IN_SUBMIT = 4096
 
 
 @dataclass(slots=True)
@@ -134,10 +136,12 @@ class EngineClient:
             self._outbox = Outbox()
             return
         flights = [f for f in self._outbox.flights if f.submission.sequence in self._flights]
-        if flights and self._link.send(messages.submit([f.submission for f in flights], self._link.epoch)):
-            for flight in flights:
+        while flights and self._link.send(
+            messages.submit([f.submission for f in flights[:MOST_IN_SUBMIT]], self._link.epoch)
+        ):
+            for flight in flights[:MOST_IN_SUBMIT]:
                 flight.is_sent = True
-            flights = []
+            flights = flights[MOST_IN_SUBMIT:]
         cancels = self._outbox.cancels
         if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
             cancels = []
