@@ -1,0 +1,88 @@
+"""The ceiling: the server's own runner on its own graph and lanes, with no server around it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+import tokenizers
+
+from engine.runners.onnx import OnnxRunner
+from ipc.bundle import TOKENIZER, Bundle
+from ipc.messages import Ids
+
+
+class Alone(msgspec.Struct, frozen=True):
+    """One measurement: texts per second, and the threads' CPU time for a text in µs."""
+
+    batch: int
+    texts_rate: float
+    cpu_us: float
+
+
+@dataclass
+class _Tally:
+    texts: int = 0
+    seconds: float = 0.0
+    cpu_ns: int = 0
+
+
+def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[Ids]:
+    """What a front end would send for these texts."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+    return [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
+def run_alone(runner: OnnxRunner, dim: int, texts: Sequence[Ids], batch: int, seconds: float) -> Alone:
+    """Every lane runs batch after batch of `texts`, which have one length, until the time is over."""
+    tallies = [_Tally() for _ in range(runner.lanes)]
+    stop = threading.Event()
+    threads = [
+        threading.Thread(target=_work, args=(runner, dim, texts[lane :: runner.lanes], batch, stop, tally))
+        for lane, tally in enumerate(tallies)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(seconds)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    # Each lane by its own clock: they end at different times, each with a whole batch.
+    rate = sum(tally.texts / tally.seconds for tally in tallies)
+    cpu_ns = sum(tally.cpu_ns for tally in tallies) / sum(tally.texts for tally in tallies)
+    return Alone(batch, rate, cpu_ns / 1e3)
+
+
+def single_ms(session: ort.InferenceSession, text: Ids, runs: int) -> float:
+    """Median time of a batch of one, with nothing else running."""
+    batch = {"input_ids": text.reshape(1, -1)}
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter_ns()
+        session.run(None, batch)
+        times.append(time.perf_counter_ns() - began)
+    return float(np.median(times)) / 1e6
+
+
+def open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
+    """The graph on the CPU with so many threads a run: what one text alone gains from more than one core."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(bundle.graph("fp32"), options, providers=["CPUExecutionProvider"])
+
+
+def _work(runner: OnnxRunner, dim: int, texts: Sequence[Ids], batch: int, stop: threading.Event, tally: _Tally) -> None:
+    rows = np.empty((batch, dim), np.float32)
+    endless = itertools.cycle(texts)
+    began, cpu = time.perf_counter(), time.thread_time_ns()
+    while not stop.is_set():
+        runner.run(list(itertools.islice(endless, batch)), rows)
+        tally.texts += batch
+    tally.seconds, tally.cpu_ns = time.perf_counter() - began, time.thread_time_ns() - cpu

@@ -1,0 +1,94 @@
+"""Two engines without a model, for measuring what is around it.
+
+python -m perf.fake_engine echo     answers every text at once, with rows of a real slab: for a front end alone
+python -m perf.fake_engine null     the real engine around a runner that does nothing: for the engine alone
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import zmq
+
+import engine.__main__ as real
+from ipc import messages
+from ipc.bundle import Bundle, load_bundle, locate_bundle
+from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
+from ipc.messages import Ids, Status, Type, Welcome
+from ipc.settings import Settings, load_settings
+from ipc.slab import Epoch, Rows, Slab
+from ipc.sockets import Socket, bind_engine, frontend_id
+
+
+class NullRunner:
+    """A runner whose vectors are whatever is in the slab."""
+
+    device = "none"
+    precision = "fp32"
+
+    def __init__(self, bundle: Bundle, device: str, lanes: int) -> None:
+        self.lanes = lanes or 1
+
+    def warm_up(self, rows: Rows) -> None:
+        """Fill the slab with a vector such as a model gives, so that encoding it costs what it does."""
+        unit = np.random.default_rng(1).normal(size=rows.shape[1])
+        rows[:] = unit / np.linalg.norm(unit)
+
+    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+        """Nothing."""
+
+
+class Echo:
+    """Answers each SUBMIT with one REPLY, rows taken in turn; that a row is free again is not looked at."""
+
+    def __init__(self, settings: Settings, router: Socket, bundle: Bundle) -> None:
+        self._router = router
+        self._epoch = Epoch(secrets.randbits(63) | 1)
+        self._slab = Slab.create(settings.run_path, self._epoch, settings.slab_rows, bundle.dim)
+        NullRunner(bundle, "none", 1).warm_up(self._slab.rows)
+        self._next = itertools.cycle(range(settings.slab_rows))
+        welcome = Welcome(bundle.id, bundle.fingerprint, settings.slab_rows, bundle.dim, "none", "fp32")
+        self._welcome = messages.welcome(welcome, self._epoch)
+
+    def run(self) -> None:
+        """For ever."""
+        while True:
+            identity, frame = self._router.recv_multipart()
+            header = messages.parse_header(frame)
+            if header.type is Type.HELLO:
+                self._router.send_multipart([identity, self._welcome])
+            elif header.type is Type.SUBMIT:
+                self._router.send_multipart([identity, self._answer(identity, frame)])
+
+    def _answer(self, identity: bytes, frame: bytes) -> bytes:
+        items, _ = messages.parse_submit(frame, messages.parse_header(frame))
+        owner = frontend_id(identity)
+        assert owner is not None
+        results = []
+        for sequence in items["sequence"].tolist():
+            row = next(self._next)
+            self._slab.leases[row] = owner
+            results.append((sequence, row, int(Status.OK), 0))
+        return messages.reply(results, 0, self._epoch)
+
+
+def main() -> int:
+    """Run one of the two until killed."""
+    if sys.argv[1:] == ["null"]:
+        setattr(real, "OnnxRunner", NullRunner)  # noqa: B010 - the one thing of the engine that is replaced
+        return real.main()
+    settings = load_settings()
+    lock = ProcessLock.try_acquire(ensure_run_dir(settings.run_path) / ENGINE_LOCK)
+    assert lock is not None, "an engine runs in this run directory"
+    with lock:
+        router = bind_engine(zmq.Context(), settings.run_path)
+        Echo(settings, router, load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

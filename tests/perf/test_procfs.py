@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+import socket
+
+from perf.procfs import Meter, machine_cpu_ns, memory, owners_of_ports, thread_cpu_ns
+
+
+def test_memory_and_cpu_of_this_process() -> None:
+    found = memory(os.getpid())
+    assert 0 < found.pss <= found.rss
+    assert thread_cpu_ns(os.getpid())[os.getpid()] > 0
+    assert machine_cpu_ns() > 0
+
+
+def test_a_meter_sees_what_was_used_between_two_calls() -> None:
+    meter = Meter({"engine": os.getpid()})
+    meter.window(True)
+    sum(range(100_000))
+    meter.window(False)
+    assert set(meter.usage.cpu) == {"engine", "generator"}
+    assert meter.usage.cpu["generator"] > 0
+    assert meter.usage.parts["main"] > 0
+    assert meter.usage.seconds > 0
+
+
+def test_a_connection_is_found_in_the_process_that_holds_it() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0],
+    ):
+        owners = owners_of_ports(listener.getsockname()[1], [os.getpid()])
+        assert owners == {client.getsockname()[1]: os.getpid()}
