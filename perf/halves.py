@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def half_a_server(kind: str, **settings: object) -> Iterator[tuple[Target, dict[
     """An engine of this kind and one front end; gives the address and the processes by name."""
     stack = Stack(frontends=1, **settings)  # type: ignore[arg-type]
     with tempfile.TemporaryFile() as output, contextlib.ExitStack() as ends:
+        # Killed processes leave their files, and here there is no supervisor to remove the folder.
+        ends.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         pids = {}
         for name, module in (("engine", ["perf.fake_engine", kind]), ("frontend-0", ["frontend"])):
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules

@@ -18,8 +18,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from tools.bert import GELU_ERF, BertConfig
 from tools.checkpoint import Checkpoint, Weights
 
-# The oldest versions that have all that is used here: any ONNX Runtime of the last years loads the graph, and its
-# CUDA provider has a kernel for each operator.
+# Old on purpose: any ONNX Runtime of the last years loads the graph, and its CUDA provider lists a kernel for each
+# operator (read in its kernel list; not run on a GPU yet).
 OPSET = 17
 IR_VERSION = 8
 MICROSOFT = "com.microsoft"
