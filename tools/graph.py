@@ -18,8 +18,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from tools.bert import GELU_ERF, BertConfig
 from tools.checkpoint import Checkpoint, Weights
 
-# Old on purpose: any ONNX Runtime of the last years loads the graph, and its CUDA provider lists a kernel for each
-# operator (read in its kernel list; not run on a GPU yet).
+# Old on purpose, so that any ONNX Runtime of the last years loads the graph. The operators are meant to have kernels in
+# its CUDA provider too; this has not been tried on a GPU yet.
 OPSET = 17
 IR_VERSION = 8
 MICROSOFT = "com.microsoft"

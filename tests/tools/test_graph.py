@@ -20,8 +20,8 @@ from tools.graph import build_graph
 Rows = NDArray[np.float32]
 MakeModel = Callable[..., Path]
 
-# Each has a kernel in ONNX Runtime's CPU provider and in its CUDA provider. Before you add one, look it up in
-# docs/OperatorKernels.md of ONNX Runtime, and see that it works on each row by itself.
+# Chosen to have kernels in ONNX Runtime's CPU and CUDA providers. Before you add one, look it up in ONNX Runtime's
+# docs/OperatorKernels.md, and see that it works on each row by itself.
 ALLOWED = {
     *("EmbedLayerNormalization", "Attention", "MatMul", "SkipLayerNormalization", "BiasGelu", "FastGelu"),
     *("Shape", "Concat", "ConstantOfShape", "Cast", "Div", "Gather", "Transpose", "Sqrt", "Max", "Squeeze"),
