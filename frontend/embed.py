@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from frontend.client import EngineClient
 from frontend.flight import Take
+from frontend.protocol import CONNECTION_LOST
 from frontend.responses import sliced
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import Bundle
@@ -18,7 +19,6 @@ from ipc.errors import InvalidRequest
 from ipc.messages import Priority
 from ipc.settings import Settings
 
-WATCH_AFTER_SECONDS = 0.05
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
 
 
@@ -51,28 +51,23 @@ class Embedded:
 class HangUp:
     """Cancels the task it was made in once the client has hung up, so that its texts cost the engine nothing.
 
-    It looks only after 50 ms: most answers are out by then, and a second task for each costs more than it saves.
+    Only a connection of `frontend.protocol.Protocol` tells of its end.
     """
 
     def __init__(self, request: Request) -> None:
         self.has_happened = False
-        self._request = request
         self._waiting = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_SECONDS, self._start)
-        self._watch: asyncio.Task[None] | None = None
+        extensions = request.scope.get("extensions", {})
+        self._lost: asyncio.Future[None] | None = extensions.get(CONNECTION_LOST, {}).get("future")
+        if self._lost is not None:
+            self._lost.add_done_callback(self._cancel)
 
     def close(self) -> None:
         """Look no more."""
-        self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._lost is not None:
+            self._lost.remove_done_callback(self._cancel)
 
-    def _start(self) -> None:
-        self._watch = asyncio.ensure_future(self._look())
-
-    async def _look(self) -> None:
-        # The body has been read, so what comes is the end.
-        await self._request.receive()
+    def _cancel(self, _: asyncio.Future[None]) -> None:
         assert self._waiting is not None
         self.has_happened = True
         self._waiting.cancel()

@@ -50,6 +50,8 @@ class Link:
         self._loop.add_reader(self._dealer.fileno(), self.receive)
         self._loop.add_reader(self._monitor.fileno(), self._watch)
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        # A pipe that was never read is not yet asleep, so what comes through it first wakes no descriptor.
+        self._loop.call_soon(self._watch)
 
     @property
     def slab(self) -> Slab:
@@ -110,6 +112,7 @@ class Link:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._is_up = True
                 self.send(messages.hello())
+                self.receive()
             elif self._is_up:
                 # Replies that came before the end are as good as any.
                 self.receive()

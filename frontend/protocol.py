@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -9,7 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MOST_HEAD_BYTES = 64 << 10
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
-
+# The ASGI extension that holds a future, done once the client has hung up. A second task that waits in `receive` for
+# that would cost each request far more.
+CONNECTION_LOST = "embedlane.connection_lost"
 # A connection that is idle when the front end stops may have a request on its way: it is waited for this long.
 LINGER_SECONDS = 0.5
 
@@ -26,6 +29,12 @@ class Protocol(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = 0
         self._is_leaving = False
+        self._lost: asyncio.Future[None] = self.loop.create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the requests of this connection that nobody waits for them."""
+        super().connection_lost(exc)
+        self._lost.set_result(None)
 
     def shutdown(self) -> None:
         """Let a request that is on its way have its answer, the connection's last."""
@@ -44,6 +53,11 @@ class Protocol(HttpToolsProtocol):
         if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(REFUSAL)
             self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A request's scope says where to learn of the connection's end."""
+        super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION_LOST: {"future": self._lost}}
 
     def on_headers_complete(self) -> None:
         """The head was short enough."""

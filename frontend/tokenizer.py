@@ -84,17 +84,17 @@ class Tokenizer:
         A cut can change only the word it goes through, which is the prefix's last; so a prefix is enough once
         the words before its last one hold `max_tokens` tokens. Raises InputTooLong where `max_chars` do not.
         """
-        chars = CHARS_PER_TOKEN * self._max_tokens
+        chars = min(CHARS_PER_TOKEN * self._max_tokens, self._max_chars)
         while chars < len(text):
-            if chars > self._max_chars:
-                raise InputTooLong(
-                    f"A text has {len(text)} characters, and the first {self._max_chars} of them fewer than "
-                    f"{self._max_tokens} tokens (is it mostly white space?): shorten it."
-                )
             words = self._whole.encode(text[:chars], add_special_tokens=False).word_ids
             if words and len(words) - words.count(words[-1]) > self._max_tokens:
                 break
-            chars *= 2
+            if chars == self._max_chars:
+                raise InputTooLong(
+                    f"A text has {len(text)} characters, and the first {chars} of them fewer than "
+                    f"{self._max_tokens} tokens (is it mostly white space?): shorten it."
+                )
+            chars = min(2 * chars, self._max_chars)
         return text[:chars]
 
 

@@ -1,0 +1,140 @@
+"""The real application over httpx, and a real engine in a thread around a runner that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import zmq
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Scope
+
+from engine.lanes import Lanes
+from engine.loop import Engine, Model
+from engine.scheduler import Limits, Scheduler
+from engine.slots import Slots
+from ipc.bundle import Bundle
+from ipc.messages import Ids, Welcome
+from ipc.settings import Settings
+from ipc.slab import Epoch, Rows, Slab
+from ipc.sockets import Context, bind_engine
+from tests.frontend.peer import vector
+
+KEY = "el-test-key"
+SLAB_ROWS = 256
+BATCH_ROWS = 8
+STOP_GRACE_NS = 20_000_000_000
+
+
+def small_bounds(run_dir: Path) -> Settings:
+    return Settings(run_dir=str(run_dir), max_body_bytes=100_000, max_inputs=64, max_chars=4_000, queue_items=200)
+
+
+class DrawnRunner:
+    """Gives each text the vector that `tests.frontend.peer.vector` draws for its ids."""
+
+    device = "cpu"
+    precision = "fp32"
+    lanes = 2
+
+    def warm_up(self, rows: Rows) -> None:
+        rows[:] = 0
+
+    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+        for text, row in zip(texts, rows, strict=True):
+            row[:] = vector(text, rows.shape[1])
+
+
+@contextmanager
+def drawn_engine(run_dir: Path, bundle: Bundle) -> Iterator[None]:
+    """An engine for the bundle's tokens, until the block ends."""
+    epoch = Epoch(secrets.randbits(63) | 1)
+    slab = Slab.create(run_dir, epoch, SLAB_ROWS, bundle.dim)
+    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    lanes = Lanes(DrawnRunner(), slab.rows, lambda: os.eventfd_write(wake_fd, 1))
+    context: Context = zmq.Context()
+    engine = Engine(
+        router=bind_engine(context, run_dir),
+        scheduler=Scheduler(Limits(rows=BATCH_ROWS, tokens=1 << 20, max_wait=1_000_000, queue_items=1000)),
+        lanes=lanes,
+        slots=Slots(slab.leases, slab.running, share=SLAB_ROWS // 2),
+        max_rows=BATCH_ROWS,
+        model=Model(bundle.vocab_size, bundle.max_tokens),
+        welcome=Welcome(bundle.id, bundle.fingerprint, SLAB_ROWS, bundle.dim, "cpu", "fp32"),
+        epoch=epoch,
+        run_dir=run_dir,
+        wake_fd=wake_fd,
+    )
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    yield
+    engine.stop(STOP_GRACE_NS)
+    os.eventfd_write(wake_fd, 1)
+    thread.join()
+    lanes.close()
+    context.destroy(linger=None)
+    os.close(wake_fd)
+    assert not slab.leases.any(), "every row that was lent came back"
+
+
+@asynccontextmanager
+async def serving(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    """Start the application, and ask it with its key; it is stopped with the block."""
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app),
+            base_url="http://embedlane",
+            headers={"authorization": f"Bearer {KEY}"},
+            timeout=60,
+        ) as client,
+    ):
+        yield client
+
+
+def post_scope(path: str = "/", headers: dict[str, str] | None = None, *, method: str = "POST") -> Scope:
+    """What a server hands to an application, with the key and as JSON."""
+    all_headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"} | (headers or {})
+    return {
+        "type": "http",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "http_version": "1.1",
+        "server": ("embedlane", 80),
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in all_headers.items()],
+    }
+
+
+class Wire:
+    """The server's side of one request: plays `incoming`, then nothing until the client hangs up."""
+
+    def __init__(self, *incoming: Message) -> None:
+        self.incoming = list(incoming)
+        self.sent: list[Message] = []
+        self.hang_up = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self.incoming:
+            return self.incoming.pop(0)
+        await self.hang_up.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def ask(self, app: ASGIApp, scope: Scope) -> list[Message]:
+        await app(scope, self.receive, self.send)
+        return self.sent
+
+
+def whole_body(body: bytes) -> Message:
+    return {"type": "http.request", "body": body, "more_body": False}

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from frontend.flight import Call, Flight
+from ipc.messages import Submission
+from ipc.slab import Row
+from tests.frontend.peer import ids
+
+pytestmark = pytest.mark.anyio
+
+
+def encode(row: Row) -> bytes:
+    if row[0] < 0:
+        raise ValueError("below zero")
+    return b"%d" % row[0]
+
+
+def make(count: int) -> tuple[Call, list[Flight]]:
+    call = Call(encode, [b""] * count, count, asyncio.get_running_loop().create_future())
+    return call, [Flight(Submission(n + 1, 0, 0, ids(1)), call, n) for n in range(count)]
+
+
+def row(value: float) -> Row:
+    return np.array([value], np.float32)
+
+
+async def test_a_call_is_done_with_its_last_text() -> None:
+    call, flights = make(3)
+    for n in (2, 0):
+        flights[n].land(row(n), wait_ns=n, compute_ns=10 - n)
+    assert not call.done.done()
+    flights[1].land(row(1), wait_ns=1, compute_ns=1)
+    assert call.done.done()
+    assert call.parts == [b"0", b"1", b"2"]
+    assert (call.wait_ns, call.compute_ns) == (2, 10), "the slowest text's times"
+
+
+async def test_what_take_raises_ends_the_call_and_the_first_error_wins() -> None:
+    call, flights = make(3)
+    flights[0].land(row(-1), 0, 0)
+    flights[1].land(row(1), 0, 0)
+    call.fail(OverflowError("too late"))
+    with pytest.raises(ValueError, match="below zero"):
+        call.done.result()
+    assert call.missing == 2
+
+
+async def test_texts_may_land_after_the_call_was_given_up() -> None:
+    call, flights = make(1)
+    call.done.cancel()
+    flights[0].land(row(1), 0, 0)
+    flights[0].call.fail(OverflowError("too late"))
+    assert call.done.cancelled()
