@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 RECEIVE_BUDGET = 256
 BURY_EVERY_NS = 250_000_000
 ROWS_RETRY_NS = 1_000_000
+# While every lane works nothing new could start, and each waking would only take a core from them.
+BUSY_READ_NS = 5_000_000
 NO_ROW = 0
 
 Outcome: TypeAlias = tuple[Item, int, Status, int]
@@ -83,9 +85,8 @@ class Engine:
         self._run_dir = run_dir
         self._frontends: set[int] = set()
         self._quiet: set[int] = set()
-        self._poller = zmq.Poller()
-        self._poller.register(router, zmq.POLLIN)
-        self._poller.register(wake_fd, zmq.POLLIN)
+        self._poller = _poller(router, wake_fd)
+        self._wake_poller = _poller(wake_fd)
         self._wake_fd = wake_fd
         self._stop_by: int | None = None
         self._says_bye = False
@@ -134,11 +135,14 @@ class Engine:
         now = time.monotonic_ns()
         # Front ends free rows without a word, so a loop that is short of them looks again soon.
         until = now + ROWS_RETRY_NS if self._short_of_rows else self._bury_at
-        if self._lanes.free and not self._short_of_rows and (due := self._scheduler.wake_at()) is not None:
+        poller = self._poller
+        if not self._lanes.free:
+            until, poller = min(until, now + BUSY_READ_NS), self._wake_poller
+        elif not self._short_of_rows and (due := self._scheduler.wake_at()) is not None:
             until = min(until, due)
         # Rounded up: a poll that ends early would only turn round again.
         timeout_ms = max(0, -(-(until - now) // 1_000_000))
-        for source, _ in self._poller.poll(timeout_ms):
+        for source, _ in poller.poll(timeout_ms):
             if source == self._wake_fd:
                 drain(self._wake_fd)
 
@@ -280,6 +284,13 @@ class Engine:
                 "front end left",
                 extra={"frontend": f"{owner:08x}", "texts_dropped": dropped, "rows_reclaimed": reclaimed},
             )
+
+
+def _poller(*sources: Socket | int) -> zmq.Poller:
+    poller = zmq.Poller()
+    for source in sources:
+        poller.register(source, zmq.POLLIN)
+    return poller
 
 
 def drain(wake_fd: int) -> None:
