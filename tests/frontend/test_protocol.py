@@ -4,13 +4,14 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import cast
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from frontend import protocol
-from frontend.protocol import CONNECTION_LOST, MOST_HEAD_BYTES, Protocol
+from frontend.protocol import CONNECTION_LOST, CONTINUE, MOST_HEAD_BYTES, MOST_JOINED_BYTES, OneWrite, Protocol
 from tests.frontend.peer import eventually
 
 pytestmark = pytest.mark.anyio
@@ -129,6 +130,64 @@ async def test_a_request_learns_that_its_client_hung_up(connect: Connect, app: C
     assert not app.lost.done()
     writer.transport.abort()
     await asyncio.wait_for(app.lost, 20)
+
+
+class Writes:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def close(self) -> None:
+        self.written.append(b"closed")
+
+
+LARGE = b"b" * (MOST_JOINED_BYTES + 1)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "written"),
+    [
+        ([b"head", b"body"], [b"headbody"]),
+        ([b"head", b""], [b"head"]),
+        ([b"head", b"one", b"two"], [b"headone", b"two"]),
+        ([b"head", LARGE], [b"head", LARGE]),
+        ([CONTINUE + b"Continue", b"head", b"body"], [CONTINUE + b"Continue", b"headbody"]),
+    ],
+)
+def test_a_head_leaves_with_the_first_piece_of_its_body(pieces: list[bytes], written: list[bytes]) -> None:
+    transport = Writes()
+    joined = OneWrite(cast(asyncio.Transport, transport))
+    for piece in pieces:
+        joined.write(piece)
+    assert transport.written == written
+
+
+def test_a_head_without_a_body_leaves_before_the_end() -> None:
+    transport = Writes()
+    joined = OneWrite(cast(asyncio.Transport, transport))
+    joined.write(b"head")
+    joined.close()
+    assert transport.written == [b"head", b"closed"]
+
+
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 3\r\nexpect: 100-continue\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"abc")
+    assert await answer(reader) == (200, b"3")
+
+
+async def test_the_answer_to_head_has_no_body_and_is_sent(connect: Connect) -> None:
+    reader, writer = await connect()
+    writer.write(request(0).replace(b"POST", b"HEAD", 1))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.write(request(1))
+    assert await answer(reader) == (200, b"1")
 
 
 @pytest.fixture
