@@ -216,6 +216,8 @@ def test_a_program_alone_says_so_itself(program: str, settings: dict[str, object
         assert line.startswith("embedlane ")
         assert says in line
     finally:
+        # Made before the program looked for its model, and there is no tools.serve to remove it.
+        shutil.rmtree(stack.run_dir, ignore_errors=True)
         stack.__exit__()
 
 
