@@ -57,6 +57,7 @@ def ids(*values: int) -> Ids:
 
 
 PING = ids(101, 102)
+TEXTS = [ids(101, n, 102) for n in range(5)]
 
 
 def vector(text: Sequence[int] | Ids, dim: int = DIM) -> Row:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from frontend.client import BUSY_FLIGHTS
 from ipc.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -19,6 +20,7 @@ from ipc.messages import Priority, Status
 from ipc.slab import Row, slab_file
 from tests.frontend.peer import (
     COMPUTE_NS,
+    TEXTS,
     WAIT_NS,
     StartClient,
     StartPeer,
@@ -32,8 +34,6 @@ from tests.frontend.peer import (
 )
 
 pytestmark = pytest.mark.anyio
-
-TEXTS = [ids(101, n, 102) for n in range(5)]
 
 
 # rows and leases
@@ -246,3 +246,22 @@ async def test_a_deadline_passes_without_an_engine(start_client: StartClient, ah
     with pytest.raises(EngineUnavailable) as caught:
         await start_call(start_client(), TEXTS, deadline_ns=time.monotonic_ns() + ahead)
     assert caught.value.retry_after
+
+
+async def test_texts_of_a_busy_front_end_leave_together(
+    start_peer: StartPeer, start_client: StartClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though they came in different turns of the loop; the first ones, when little is under way, leave at once."""
+    monkeypatch.setattr("frontend.client.BUSY_FLUSH_SECONDS", 1.0)
+    peer, client = start_peer(), start_client()
+    await works(client, peer)
+    first = start_call(client, [ids(101, n, 102) for n in range(BUSY_FLIGHTS)])
+    await peer.received(1 + BUSY_FLIGHTS)
+    late = []
+    for text in TEXTS:
+        late.append(start_call(client, [text]))
+        await asyncio.sleep(0)
+    await peer.received(1 + BUSY_FLIGHTS + len(TEXTS))
+    assert [len(submit) for submit in peer.submits] == [1, BUSY_FLIGHTS, len(TEXTS)]
+    peer.answer(*peer.texts[1:])
+    await asyncio.gather(first, *late)

@@ -21,12 +21,12 @@ from ipc.slab import Epoch, remove_slabs
 from tests.frontend.peer import (
     FINGERPRINT,
     ROWS,
+    TEXTS,
     EnginePeer,
     StartClient,
     StartPeer,
     eventually,
     expected,
-    ids,
     mappings,
     start_call,
     works,
@@ -34,7 +34,6 @@ from tests.frontend.peer import (
 
 pytestmark = pytest.mark.anyio
 
-TEXTS = [ids(101, n, 102) for n in range(5)]
 NO_EPOCH = Epoch(0)
 
 

@@ -31,7 +31,8 @@ def copy_of(pid: int, descriptor: int) -> socket.socket:
         libc = ctypes.CDLL(None, use_errno=True)
         copied = libc.syscall(PIDFD_GETFD, pidfd, descriptor, 0)
         if copied < 0:
-            pytest.skip(f"this machine does not let a parent look at its child's sockets: {ctypes.get_errno()}")
+            number = ctypes.get_errno()
+            raise OSError(number, f"pidfd_getfd: {os.strerror(number)}; a parent must be allowed to trace its children")
         return socket.socket(fileno=copied)
     finally:
         os.close(pidfd)
