@@ -124,7 +124,15 @@ def shared_memory_of(processes: list[psutil.Process]) -> set[str]:
     maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in processes]
     mapped = {found for text in maps for found in re.findall(rf"{TMPFS}/\S+", text)}
     links = [link for process in processes for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-    return mapped | {target for link in links if (target := str(link.readlink())).startswith(TMPFS)}
+    return mapped | {target for link in links if (target := target_of(link)).startswith(TMPFS)}
+
+
+def target_of(link: Path) -> str:
+    """Where a descriptor leads; nowhere if the process has closed it since it was listed."""
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
