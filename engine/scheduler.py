@@ -18,6 +18,8 @@ Key: TypeAlias = tuple[int, int]
 NOBODY: frozenset[int] = frozenset()
 # Bulk texts go first once they have waited this long, so that interactive traffic cannot starve them.
 BULK_PATIENCE_NS = 500_000_000
+# How many batches' texts a batch looks through for those of one front end.
+BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,22 @@ class Scheduler:
         return len(group) >= self._limits.rows_of(length)
 
     def _take(self, queue: Queue, length: int, now: int, blocked: frozenset[int]) -> Turn:
-        turn = Turn([], [])
         room = self._limits.rows_of(length)
+        candidates, expired = [], []
         for item in queue.by_length[length].values():
             if item.owner not in blocked:
-                (turn.expired if item.deadline <= now else turn.batch).append(item)
-            if len(turn.batch) == room:
+                (expired if item.deadline <= now else candidates).append(item)
+            if len(candidates) == BATCHES_AHEAD * room:
                 break
+        turn = Turn(_together(candidates)[:room], expired)
         for item in (*turn.batch, *turn.expired):
             queue.remove(item)
         return turn
+
+
+def _together(items: list[Item]) -> list[Item]:
+    """Texts of the oldest one's front end first: a batch of one front end is one REPLY and wakes one process.
+
+    The oldest text leads every batch, so nothing is overtaken for long.
+    """
+    return sorted(items, key=lambda item: item.owner != items[0].owner)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.scheduler import BULK_PATIENCE_NS, Item, Limits, Scheduler
+from engine.scheduler import BATCHES_AHEAD, BULK_PATIENCE_NS, Item, Limits, Scheduler
 from ipc.messages import Priority
 
 LIMITS = Limits(rows=4, tokens=32, max_wait=100, queue_items=50)
@@ -68,6 +68,24 @@ def test_a_batch_holds_one_length_and_goes_by_the_oldest() -> None:
     scheduler = scheduler_with([oldest, other, same])
     assert scheduler.next_batch(2, idle=True).batch == [oldest, same]
     assert scheduler.next_batch(2, idle=True).batch == [other]
+
+
+def test_a_batch_is_of_the_oldest_texts_front_end_where_that_has_enough() -> None:
+    items = [item(owner=1 + n % 2) for n in range(8)]
+    scheduler = scheduler_with(items)
+    assert scheduler.next_batch(0, idle=False).batch == items[0::2]
+    assert scheduler.next_batch(0, idle=False).batch == items[1::2]
+
+
+def test_a_batch_is_filled_up_with_other_front_ends_texts() -> None:
+    first, *others = items = [item(owner=1), *(item(owner=2) for _ in range(4)), item(owner=3)]
+    assert scheduler_with(items).next_batch(0, idle=False).batch == [first, *others[:3]]
+
+
+def test_a_batch_looks_ahead_no_further_than_a_few_batches() -> None:
+    ahead = BATCHES_AHEAD * LIMITS.rows
+    items = [item(owner=1), *(item(owner=2) for _ in range(ahead - 1)), item(owner=1)]
+    assert scheduler_with(items).next_batch(0, idle=False).batch == items[:4]
 
 
 def test_a_full_batch_goes_before_an_older_text_that_may_still_wait() -> None:
