@@ -30,7 +30,7 @@ RECEIVE_BUDGET = 256
 BURY_EVERY_NS = 250_000_000
 ROWS_RETRY_NS = 1_000_000
 # While every lane works nothing new could start, and each waking would only take a core from them.
-BUSY_READ_NS = 5_000_000
+BUSY_READ_NS = 10_000_000
 NO_ROW = 0
 
 Outcome: TypeAlias = tuple[Item, int, Status, int]

@@ -86,22 +86,35 @@ class EngineClient:
         self._link.close()
         self._context.destroy(linger=0)
 
-    async def embed(self, texts: Sequence[Ids], take: Take, *, deadline_ns: int, priority: Priority) -> Call:
+    async def embed(
+        self,
+        texts: Sequence[Ids],
+        take: Take,
+        *,
+        deadline_ns: int,
+        priority: Priority,
+        lost: asyncio.Future[None] | None = None,
+    ) -> Call:
         """Send texts (each int32 [length]) and wait until every vector went through `take`.
 
         `take` is called in the event loop with the row in the slab, which is lent to it for that call only.
-        Raises a RequestError; a cancelled caller takes its texts back.
+        Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
+        back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
         call = Call(take, [b""] * len(texts), len(texts), self._loop.create_future())
         sequences = [self._launch(call, n, ids, deadline_ns, priority) for n, ids in enumerate(texts)]
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
+        if lost is not None:
+            lost.add_done_callback(call.abandon)
         try:
             if texts:
                 await call.done
             return call
         finally:
             timer.cancel()
+            if lost is not None:
+                lost.remove_done_callback(call.abandon)
             if call.missing:
                 self._take_back(sequences)
 

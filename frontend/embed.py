@@ -48,31 +48,6 @@ class Embedded:
         return headers
 
 
-class HangUp:
-    """Cancels the task it was made in once the client has hung up, so that its texts cost the engine nothing.
-
-    Only a connection of `frontend.protocol.Protocol` tells of its end.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self.has_happened = False
-        self._waiting = asyncio.current_task()
-        extensions = request.scope.get("extensions", {})
-        self._lost: asyncio.Future[None] | None = extensions.get(CONNECTION_LOST, {}).get("future")
-        if self._lost is not None:
-            self._lost.add_done_callback(self._cancel)
-
-    def close(self) -> None:
-        """Look no more."""
-        if self._lost is not None:
-            self._lost.remove_done_callback(self._cancel)
-
-    def _cancel(self, _: asyncio.Future[None]) -> None:
-        assert self._waiting is not None
-        self.has_happened = True
-        self._waiting.cancel()
-
-
 class Embedder:
     """Bounds, tokenizer and engine behind one call."""
 
@@ -104,15 +79,13 @@ class Embedder:
             take = self._slice(take, dimensions)
         tokens = await self._tokenizer.encode(texts, truncate=truncate)
         tokenized = time.monotonic_ns()
-        hang_up = HangUp(request)
+        lost = _connection_lost(request)
         try:
-            call = await self.client.embed(tokens.texts, take, deadline_ns=deadline, priority=priority)
+            call = await self.client.embed(tokens.texts, take, deadline_ns=deadline, priority=priority, lost=lost)
         except asyncio.CancelledError:
-            if hang_up.has_happened:
+            if lost is not None and lost.done():
                 raise ClientDisconnect from None
             raise
-        finally:
-            hang_up.close()
         return Embedded(
             parts=call.parts,
             tokens=tokens.total,
@@ -156,6 +129,12 @@ class Embedder:
         if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):
             raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more.")
         return min(int(given), most) * 1_000_000
+
+
+def _connection_lost(request: Request) -> asyncio.Future[None] | None:
+    """Done once the client has hung up; None where the server is not `frontend.protocol.Protocol`."""
+    found: asyncio.Future[None] | None = request.scope.get("extensions", {}).get(CONNECTION_LOST, {}).get("future")
+    return found
 
 
 def _priority(request: Request) -> Priority:

@@ -28,6 +28,10 @@ class Call:
         if not self.done.done():
             self.done.set_exception(error)
 
+    def abandon(self, _: object) -> None:
+        """Wake the waiting caller with CancelledError; a callback for the future that says nobody waits for it."""
+        self.done.cancel()
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
