@@ -32,6 +32,8 @@ ROWS_RETRY_NS = 1_000_000
 # While every lane works nothing new could start, and each waking would only take a core from them.
 BUSY_READ_NS = 10_000_000
 NO_ROW = 0
+# A number that is not here is a newer front end's: the least urgent one is the safe reading.
+PRIORITIES = {priority.value: priority for priority in Priority}
 
 Outcome: TypeAlias = tuple[Item, int, Status, int]
 
@@ -190,8 +192,7 @@ class Engine:
             if not in_range or length > self._model.max_tokens:
                 rejected.append((sequence, NO_ROW, Status.INVALID, 0))
                 continue
-            # An unknown priority is a newer front end's: the least urgent one is the safe reading.
-            queue = Priority.INTERACTIVE if priority == Priority.INTERACTIVE else Priority.BULK
+            queue = PRIORITIES.get(priority, Priority.BULK)
             if not self._scheduler.add(Item(owner, sequence, text, queue, deadline, now)):
                 self.counters.refused += 1
                 rejected.append((sequence, NO_ROW, Status.REFUSED, 0))

@@ -3,6 +3,8 @@
 A batch holds texts of equal length, so no token of it is padding and no mask is needed. It leaves when it is full
 (rows or tokens), when its oldest text has waited `max_wait`, or at once when no other lane works, for then waiting
 would gain nothing. It is formed as late as possible, when a lane asks for it, so that later arrivals can join.
+
+Suspects go before all others, one by one, while every other lane is idle: if the engine dies again, it was that text.
 """
 
 from __future__ import annotations
@@ -86,11 +88,13 @@ class Queue:
 
 
 class Scheduler:
-    """Two queues, interactive and bulk, each with its own limit, and the choice of the next batch."""
+    """A queue for each priority, each with its own limit, and the choice of the next batch."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._queues = {priority: Queue() for priority in Priority}
+        self._suspects = self._queues[Priority.SUSPECT]
+        self._suspect_runs = False
 
     def __len__(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues.values())
@@ -125,14 +129,24 @@ class Scheduler:
 
         `idle` says that no other lane works. Texts of front ends in `blocked` stay where they are.
         """
+        self._suspect_runs = self._suspect_runs and not idle
+        suspect = self._suspects.oldest(blocked)
+        if self._suspect_runs or (suspect and not idle):
+            return Turn([], [])
+        if suspect:
+            turn = self._take(self._suspects, len(suspect.ids), 1, now, blocked)
+            self._suspect_runs = bool(turn.batch)
+            return turn
         for queue in self._by_urgency(now):
             length = self._ripe_length(queue, now, idle, blocked)
             if length is not None:
-                return self._take(queue, length, now, blocked)
+                return self._take(queue, length, self._limits.rows_of(length), now, blocked)
         return Turn([], [])
 
     def wake_at(self, blocked: frozenset[int] = NOBODY) -> int | None:
-        """When the oldest text will have waited `max_wait`, or None where nothing waits."""
+        """When the oldest text will have waited `max_wait`; None where nothing waits, or all wait for a lane's end."""
+        if self._suspect_runs or self._suspects.oldest(blocked):
+            return None
         heads = [queue.oldest(blocked) for queue in self._queues.values()]
         return min((item.arrived + self._limits.max_wait for item in heads if item), default=None)
 
@@ -154,8 +168,7 @@ class Scheduler:
     def _is_full(self, length: int, group: OrderedDict[Key, Item]) -> bool:
         return len(group) >= self._limits.rows_of(length)
 
-    def _take(self, queue: Queue, length: int, now: int, blocked: frozenset[int]) -> Turn:
-        room = self._limits.rows_of(length)
+    def _take(self, queue: Queue, length: int, room: int, now: int, blocked: frozenset[int]) -> Turn:
         candidates, expired = [], []
         for item in queue.by_length[length].values():
             if item.owner not in blocked:

@@ -35,8 +35,9 @@ from ipc.slab import FREE
 
 log = logging.getLogger(__name__)
 
-# A second death with the same text in a lane is taken for its doing.
-MOST_DEATHS = 2
+# The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
+# for its doing: one can be chance.
+MOST_DEATHS = 3
 RETRY_AFTER_SECONDS = 1.0
 # With so many texts under way a millisecond more costs no one anything, and a message for several texts costs both
 # sides far less than one for each.
@@ -232,11 +233,9 @@ class EngineClient:
         for sequence, flight in self._flights.items():
             flight.is_sent = False
             if sequence in died_with:
-                flight.deaths += 1
+                flight.suspect()
                 if flight.deaths == MOST_DEATHS:
-                    flight.call.fail(
-                        PoisonRequest("The engine died twice while it ran this request: do not repeat it.")
-                    )
+                    flight.call.fail(PoisonRequest("The engine died whenever it ran this request: do not repeat it."))
         if was_joined:
             log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
         self._link = self._connect()

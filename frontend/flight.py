@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ipc.messages import Submission
+from ipc.messages import Priority, Submission
 from ipc.slab import Row
 
 Take = Callable[[Row], bytes]
@@ -42,6 +42,11 @@ class Flight:
     index: int
     deaths: int = 0
     is_sent: bool = False
+
+    def suspect(self) -> None:
+        """Note that an engine died while it ran this text; the next one is to run it alone."""
+        self.deaths += 1
+        self.submission = self.submission._replace(priority=Priority.SUSPECT)
 
     def land(self, row: Row, wait_ns: int, compute_ns: int) -> None:
         """Encode the vector from the slab itself; a `take` that raises ends the call with what it raised."""

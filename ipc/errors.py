@@ -15,7 +15,7 @@ EmbedlaneError
     ├── EngineUnavailable  there is no engine now, or the one there is serves another model
     ├── DeadlineExceeded   no answer before the request's deadline
     ├── EngineFailure      the model run failed, or gave something that is not a number
-    ├── PoisonRequest      the engine died twice while it ran this request
+    ├── PoisonRequest      the engine died whenever it ran this request
     └── InternalError      a bug of ours; the log has the traceback under the correlation id
 
 HTTP statuses are not here: `frontend.responses.STATUS` is the one table.
@@ -127,7 +127,7 @@ class EngineFailure(RequestError):
 
 
 class PoisonRequest(RequestError):
-    """The engine died twice while it ran this request, so it is not tried a third time."""
+    """The engine died each of the three times it ran this request, twice with nothing else running: no fourth time."""
 
     code = "POISON_REQUEST"
 

@@ -65,10 +65,11 @@ class Status(IntEnum):
 
 
 class Priority(IntEnum):
-    """Which queue an item waits in."""
+    """Which queue an item waits in. A suspect was running when an engine died: it runs while nothing else does."""
 
     INTERACTIVE = 0
     BULK = 1
+    SUSPECT = 2
 
 
 class Header(NamedTuple):

@@ -32,8 +32,8 @@ Window = Callable[[bool], None]
 def without_preempting() -> Iterator[None]:
     """Run without taking a core from another program at each waking.
 
-    On the server's own machine every answer wakes the generator, on the core of the front end that is about to write the
-    next one: a client elsewhere does no such thing. sched(7) on SCHED_BATCH. Not where latency counts.
+    On the server's own machine every answer wakes the generator, on the core of the front end that is about to write
+    the next one: a client elsewhere does no such thing. sched(7) on SCHED_BATCH. Not where latency counts.
     """
     policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

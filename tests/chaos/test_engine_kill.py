@@ -60,9 +60,9 @@ def is_as_before(stack: Stack, before: list[int]) -> Callable[[], bool]:
 
 
 def unfair(outcomes: list[Outcome], kills: list[float]) -> list[Outcome]:
-    """Answers that nobody should get: "poison" is only for requests that were open at two deaths."""
+    """Answers that nobody should get: "poison" is only for requests that were open at three deaths."""
     fair = {"right", "503"}
-    return [o for o in outcomes if o.verdict not in fair and not (o.verdict == "poison" and o.spans(kills) >= 2)]
+    return [o for o in outcomes if o.verdict not in fair and not (o.verdict == "poison" and o.spans(kills) >= 3)]
 
 
 def test_killed_twenty_times_under_load(

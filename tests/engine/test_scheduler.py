@@ -152,6 +152,32 @@ def test_bulk_does_not_starve() -> None:
     assert scheduler.next_batch(BULK_PATIENCE_NS, idle=True).batch == [bulk]
 
 
+def test_a_suspect_runs_while_nothing_else_does() -> None:
+    suspects, other = [item(priority=Priority.SUSPECT) for _ in range(2)], item()
+    scheduler = scheduler_with([other, *suspects])
+    assert scheduler.next_batch(FAR - 1, idle=False).batch == [], "the other lanes run dry first"
+    assert scheduler.next_batch(0, idle=True).batch == suspects[:1]
+    assert scheduler.next_batch(FAR - 1, idle=False).batch == [], "nothing runs beside it"
+    assert scheduler.next_batch(0, idle=True).batch == suspects[1:]
+    assert scheduler.next_batch(0, idle=True).batch == [other]
+
+
+def test_while_a_suspect_waits_or_runs_only_a_lanes_end_is_waited_for() -> None:
+    scheduler = scheduler_with([item(), item(priority=Priority.SUSPECT)])
+    assert scheduler.wake_at() is None
+    assert len(scheduler.next_batch(0, idle=True).batch) == 1
+    assert scheduler.wake_at() is None
+    scheduler.next_batch(0, idle=True)
+    scheduler.add(item(arrived=7))
+    assert scheduler.wake_at() == 7 + LIMITS.max_wait
+
+
+def test_a_suspect_of_a_blocked_front_end_holds_up_nobody() -> None:
+    other = item(owner=2)
+    scheduler = scheduler_with([item(owner=1, priority=Priority.SUSPECT), other])
+    assert scheduler.next_batch(100, idle=False, blocked=frozenset({1})).batch == [other]
+
+
 @pytest.mark.parametrize(("length", "rows"), [(1, 4), (8, 4), (9, 3), (16, 2), (17, 1), (33, 1)])
 def test_rows_of_a_length(length: int, rows: int) -> None:
     assert LIMITS.rows_of(length) == rows
@@ -165,6 +191,7 @@ class Against(RuleBasedStateMachine):
         self.scheduler = Scheduler(LIMITS)
         self.waiting: dict[tuple[int, int], Item] = {}
         self.now = 0
+        self.suspect_runs = False
 
     @rule(
         owner=st.integers(1, 3),
@@ -210,6 +237,13 @@ class Against(RuleBasedStateMachine):
         assert len({(len(i.ids), i.priority) for i in gone}) <= 1
         if turn.batch:
             assert len(turn.batch) <= LIMITS.rows_of(len(turn.batch[0].ids))
+            assert idle or not self.suspect_runs, "nothing runs beside a suspect"
+        if idle:
+            self.suspect_runs = False
+        if any(i.priority is Priority.SUSPECT for i in turn.batch):
+            assert idle
+            assert len(turn.batch) == 1
+            self.suspect_runs = True
         if idle and may_go:
             assert gone, "an idle engine must not leave a text waiting"
 

@@ -19,7 +19,7 @@ from ipc.errors import PoisonRequest
 from ipc.messages import Ids
 from tests.frontend.peer import FINGERPRINT, EnginePeer, Text, eventually, expected, ids, start_call
 
-MOST_DEATHS = 2
+MOST_DEATHS = 3
 ROWS = 1024
 STEPS = ("submit", "submit", "answer", "answer", "cancel", "die", "turn", "settle")
 
