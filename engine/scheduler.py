@@ -169,7 +169,8 @@ class Scheduler:
         return len(group) >= self._limits.rows_of(length)
 
     def _take(self, queue: Queue, length: int, room: int, now: int, blocked: frozenset[int]) -> Turn:
-        candidates, expired = [], []
+        candidates: list[Item] = []
+        expired: list[Item] = []
         for item in queue.by_length[length].values():
             if item.owner not in blocked:
                 (expired if item.deadline <= now else candidates).append(item)
