@@ -42,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         Meta(description="key clients must send; empty: made once and kept in `EMBEDLANE_DATA_DIR/api-key`"),
     ] = ""
+    redis_url: Annotated[
+        str, Meta(description="Redis that all machines share for limits and cache; empty: each machine for itself")
+    ] = ""
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),
