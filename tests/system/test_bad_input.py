@@ -160,9 +160,9 @@ ONLY_OPENAI = {
 
 ONLY_TEI = {
     "numbers": value(b"[1, 2]", "expected `str`"),
-    "left truncation": Case(b'{"inputs": "a", "truncation_direction": "left"}', "Only `right` truncation"),
-    "no normalization": Case(b'{"inputs": "a", "normalize": false}', "always normalized"),
-    "a prompt": Case(b'{"inputs": "a", "prompt_name": "query"}', "no prompts"),
+    "another truncation": Case(b'{"inputs": "a", "truncation_direction": "top"}', "must be `left` or `right`"),
+    "no normalization": Case(b'{"inputs": "a", "normalize": false}', "`normalize` must be true or left out"),
+    "a prompt": Case(b'{"inputs": "a", "prompt_name": "query"}', "the model has none"),
 }
 
 ONLY_ORIGINAL = {
@@ -199,6 +199,7 @@ ACCEPTED_BY_OPENAI = {
     "no format": Case(b'{"input": "text", "encoding_format": null, "dimensions": null, "user": "u"}', "", 200),
 }
 ACCEPTED_BY_TEI = {
+    "truncation to the left": Case(b'{"inputs": "text", "truncation_direction": "LEFT"}', "", 200),
     "truncation to the right": Case(b'{"inputs": "text", "truncation_direction": "Right"}', "", 200),
     "nothing but nulls": Case(b'{"inputs": "text", "truncate": null, "normalize": null, "prompt_name": null}', "", 200),
 }
