@@ -259,6 +259,51 @@ def test_accepted(server: Stack, case: Case, dialect: Dialect) -> None:
     assert b"null" not in answer.body, "a vector holds something that is no number"
 
 
+OTHER_ROUTES = {
+    "/": (TEI, b"FIELD"),
+    "/similarity": (TEI, b'{"source_sentence": FIELD, "sentences": [FIELD]}'),
+    "/tokenize": (TEI, b"FIELD"),
+    "/embeddings": (OPENAI, b"FIELD"),
+}
+REFUSED_VALUES = {
+    "NaN": (b"NaN", "not valid JSON"),
+    "bad UTF-8": (b'"a\xff\xfeb"', "not valid JSON"),
+    "lone surrogate": (rb'"a\ud800b"', "not valid JSON"),
+    "null": (b"null", "expected"),
+    "a number": (b"7", "expected"),
+    "nested lists": (b'[[["a"]]]', "expected"),
+    "empty text": (b'""', "is empty"),
+}
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+@pytest.mark.parametrize(("given", "says"), REFUSED_VALUES.values(), ids=REFUSED_VALUES)
+def test_other_routes_refuse_the_same(server: Stack, path: str, given: bytes, says: str) -> None:
+    dialect, inner = OTHER_ROUTES[path]
+    body = b'{"%b": %b}' % (dialect.field.encode(), inner.replace(b"FIELD", given))
+    answer = ask(server, lambda c: c.request("POST", path, body, AUTHORIZED | JSON_TYPE))
+    assert answer.status == dialect.invalid, answer.body
+    assert re.search(says, dialect.message(answer), re.IGNORECASE), answer.body
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+def test_other_routes_refuse_what_is_large_or_no_json(server: Stack, path: str) -> None:
+    large = ask(server, lambda c: c.request("POST", path, b" " * 10_000_000, AUTHORIZED | JSON_TYPE))
+    form = ask(server, lambda c: c.request("POST", path, b"a=b", AUTHORIZED | {"Content-Type": "text/plain"}))
+    assert (large.status, form.status) == (413, 415)
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+@pytest.mark.parametrize("text", [rb"a\u0000b", rb"\ud83d\ude42", rb"\u0000", b" "])
+def test_other_routes_take_any_text(server: Stack, path: str, text: bytes) -> None:
+    dialect, inner = OTHER_ROUTES[path]
+    given = inner.replace(b"FIELD", b'"%b"' % text)
+    body = b'{"%b": %b, "unknown": [null]}' % (dialect.field.encode(), given)
+    answer = ask(server, lambda c: c.request("POST", path, body, AUTHORIZED | JSON_TYPE))
+    assert answer.status == 200, answer.body
+    assert b"NaN" not in answer.body
+
+
 def test_a_field_given_twice_has_its_last_value(server: Stack) -> None:
     once, twice = (
         ask_case(server, Case(body, ""), TEI).json() for body in (b'{"inputs": "b"}', b'{"inputs": "a", "inputs": "b"}')
