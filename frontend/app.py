@@ -57,6 +57,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             bundle.fingerprint,
             most_flights=settings.queue_items,
             grace_s=settings.engine_grace_ms / 1e3,
+            stall_s=settings.engine_stall_ms / 1e3,
         )
         app.state.embedder = Embedder(settings, bundle, tokenizer, client)
         yield

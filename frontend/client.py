@@ -13,32 +13,30 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import zmq
 
-from frontend.flight import Call, Flight, Take
+from frontend.breaker import PROBE_SECONDS, Breaker, unavailable
+from frontend.flight import RETRY_AFTER_SECONDS, Call, Flight, Lent, Outbox, Take, error_of
 from frontend.link import Link
 from ipc import messages
 from ipc.errors import (
     DeadlineExceeded,
-    EngineFailure,
-    EngineUnavailable,
     MalformedFrame,
     Overloaded,
     PoisonRequest,
-    RequestError,
 )
 from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
-from ipc.slab import FREE
 
 log = logging.getLogger(__name__)
 
 # The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
 # for its doing: one can be chance.
 MOST_DEATHS = 3
-RETRY_AFTER_SECONDS = 1.0
+# A text of every vocabulary there is.
+PROBE = np.zeros(1, np.int32)
 # With so many texts under way a millisecond more costs no one anything, and a message for several texts costs both
 # sides far less than one for each.
 BUSY_FLIGHTS = 12
@@ -47,19 +45,10 @@ BUSY_FLUSH_SECONDS = 0.001
 MOST_IN_SUBMIT = 4096
 
 
-@dataclass(slots=True)
-class Outbox:
-    """What the next flush sends: all submits and cancels of one turn of the event loop."""
-
-    flights: list[Flight] = field(default_factory=list)
-    cancels: list[int] = field(default_factory=list)
-    is_scheduled: bool = False
-
-
 class EngineClient:
     """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
 
-    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float) -> None:
+    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float, stall_s: float) -> None:
         self._run_dir = run_dir
         self._fingerprint = fingerprint
         self._most_flights = most_flights
@@ -70,8 +59,9 @@ class EngineClient:
         # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
         self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
         self._outbox = Outbox()
-        self._refusal: str | None = None
         self._grace: asyncio.TimerHandle | None = None
+        self._probe: int | None = None
+        self.breaker = Breaker(stall_s, self._is_owed, self._ask)
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
         self._link = self._connect()
@@ -80,8 +70,8 @@ class EngineClient:
         """Let go of the engine; texts still in flight fail."""
         # What the calls do on their way out must not reach the closed socket.
         self.engine = None
-        self._refusal = "This front end is stopping: try again."
-        self._fail_all(self._refusal)
+        self._refuse("This front end is stopping: try again.")
+        self.breaker.stop()
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -90,7 +80,7 @@ class EngineClient:
     async def embed(
         self,
         texts: Sequence[Ids],
-        take: Take,
+        take: Take | None,
         *,
         deadline_ns: int,
         priority: Priority,
@@ -98,12 +88,13 @@ class EngineClient:
     ) -> Call:
         """Send texts (each int32 [length]) and wait until every vector went through `take`.
 
-        `take` is called in the event loop with the row in the slab, which is lent to it for that call only.
+        `take` is called in the event loop with the row in the slab, which is lent to it for that call only. Without it
+        the call holds the rows themselves, and the caller releases it.
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
-        call = Call(take, [b""] * len(texts), len(texts), self._loop.create_future())
+        call = self._new_call(take, len(texts))
         sequences = [self._launch(call, n, ids, deadline_ns, priority) for n, ids in enumerate(texts)]
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
         if lost is not None:
@@ -112,6 +103,9 @@ class EngineClient:
             if texts:
                 await call.done
             return call
+        except BaseException:
+            call.release()
+            raise
         finally:
             timer.cancel()
             if lost is not None:
@@ -122,14 +116,18 @@ class EngineClient:
     # submit
 
     def _admit(self, texts: int) -> None:
-        if self._refusal is not None:
-            raise _unavailable(self._refusal)
+        self.breaker.check()
         if len(self._flights) + texts > self._most_flights:
             raise Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
+
+    def _new_call(self, take: Take | None, texts: int) -> Call:
+        return Call(take, [b""] * texts, texts, self._loop.create_future())
 
     def _launch(self, call: Call, index: int, ids: Ids, deadline_ns: int, priority: Priority) -> int:
         sequence = next(self._sequences)
         flight = Flight(Submission(sequence, deadline_ns, priority, ids), call, index)
+        if not self._flights:
+            self.breaker.hear()
         self._flights[sequence] = flight
         self._outbox.flights.append(flight)
         self._schedule_flush()
@@ -202,22 +200,42 @@ class EngineClient:
             self._refuse(f"The engine serves {engine.model}, another model than this front end: restart both.")
             return
         log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
-        self._refusal = None
         self.engine = engine
+        self.breaker.close()
         self._outbox = Outbox(list(self._flights.values()))
         self._schedule_flush()
 
     def _on_reply(self, frame: bytes, header: Header) -> None:
         slab = self._link.slab
+        self.breaker.hear()
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
             flight = self._flights.pop(sequence, None)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                if flight is not None:
-                    flight.land(slab.rows[row], wait_ns, header.extra)
-                slab.leases[row] = FREE
+                lent = Lent(slab.rows[row], slab.leases, row)
+                if flight is None:
+                    lent.release()
+                else:
+                    flight.land(lent, wait_ns, header.extra)
             elif flight is not None:
-                flight.call.fail(_error_of(status))
+                flight.call.fail(error_of(status))
+            self.breaker.note(status == Status.FAILED)
+
+    # the breaker's questions
+
+    def _is_owed(self) -> bool:
+        return self.engine is not None and bool(self._flights)
+
+    def _ask(self) -> asyncio.Future[None] | None:
+        """Send a text of our own, in place of the last one."""
+        if self.engine is None:
+            return None
+        if self._probe is not None:
+            self._take_back([self._probe])
+        call = self._new_call(bytes, 1)
+        deadline_ns = time.monotonic_ns() + int(PROBE_SECONDS * 1e9)
+        self._probe = self._launch(call, 0, PROBE, deadline_ns, Priority.INTERACTIVE)
+        return call.done
 
     # the engine's deaths
 
@@ -258,32 +276,13 @@ class EngineClient:
 
     def _refuse(self, reason: str) -> None:
         """Answer every request with 503 from now on, until an engine joins."""
-        log.error("requests are refused", extra={"reason": reason})
         self.engine = None
-        self._refusal = reason
-        self._fail_all(reason)
-
-    def _fail_all(self, reason: str) -> None:
+        self.breaker.open(reason)
         for flight in self._flights.values():
-            flight.call.fail(_unavailable(reason))
+            flight.call.fail(unavailable(reason))
 
     def _expire(self, call: Call) -> None:
         if self.engine is None:
-            call.fail(_unavailable("The engine did not come back before the request's deadline: try again."))
+            call.fail(unavailable("The engine did not come back before the request's deadline: try again."))
         else:
             call.fail(DeadlineExceeded("No answer before the request's deadline: allow more time or send less."))
-
-
-def _unavailable(reason: str) -> EngineUnavailable:
-    """A new one for each caller: an exception raised twice keeps growing its traceback."""
-    return EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
-
-
-def _error_of(status: int) -> RequestError:
-    match status:
-        case Status.EXPIRED:
-            return DeadlineExceeded("The request's deadline passed while it waited: allow more time or send less.")
-        case Status.REFUSED:
-            return Overloaded("The engine's queue is full: try again later.", retry_after=RETRY_AFTER_SECONDS)
-        case _:
-            return EngineFailure("The model could not be run on this text: the engine's log has the reason.")

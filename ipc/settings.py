@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(ge=0, le=600_000, description="how long requests wait for an engine that is away before 503"),
     ] = 10_000
+    engine_stall_ms: Annotated[
+        int, Meta(ge=100, le=600_000, description="an engine that answers nothing for so long is done without")
+    ] = 10_000
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
     max_inputs: Annotated[int, Meta(ge=1, description="most texts in a request")] = 2048
     max_chars: Annotated[
