@@ -212,7 +212,7 @@ class EngineClient:
             flight = self._flights.pop(sequence, None)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                lent = Lent(slab.rows[row], slab.leases, row)
+                lent = Lent(slab.rows, slab.leases, row)
                 if flight is None:
                     lent.release()
                 else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ipc.errors import DeadlineExceeded, EngineFailure, Overloaded, RequestError
 from ipc.messages import Priority, Status, Submission
-from ipc.slab import FREE, Leases, Row
+from ipc.slab import FREE, Leases, Row, Rows
 
 Take = Callable[[Row], bytes]
 
@@ -17,9 +17,9 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Lent(NamedTuple):
-    """A row that is ours until we say otherwise: row `number` of a slab, whose words `leases` are."""
+    """A row of a slab that is ours until we release it: rows[number] is the vector, leases[number] says whose it is."""
 
-    row: Row
+    rows: Rows
     leases: Leases
     number: int
 
@@ -81,7 +81,7 @@ class Flight:
             call.held[self.index] = lent
         else:
             try:
-                call.parts[self.index] = call.take(lent.row)
+                call.parts[self.index] = call.take(lent.rows[lent.number])
             except Exception as error:
                 call.fail(error)
                 return

@@ -26,7 +26,7 @@ def make(count: int) -> tuple[Call, list[Flight]]:
 
 def row(value: float) -> Lent:
     """Row 1 of three, which this process holds."""
-    return Lent(np.array([value], np.float32), np.array([7, 8, 9], np.uint32), 1)
+    return Lent(np.array([[0], [value], [0]], np.float32), np.array([7, 8, 9], np.uint32), 1)
 
 
 async def test_a_call_is_done_with_its_last_text() -> None:
