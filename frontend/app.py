@@ -18,6 +18,7 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.request_log import RequestLog
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.settings import Settings
@@ -50,6 +51,8 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
 
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
 
+    log = RequestLog()
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         client = EngineClient(
@@ -62,12 +65,13 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         app.state.embedder = Embedder(settings, bundle, tokenizer, client)
         yield
         client.close()
+        log.close()
         tokenizer.close()
 
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(Correlation),
+            Middleware(Correlation, log=log),
             Middleware(Errors, dialects=DIALECTS, default=original),
             Middleware(Auth, key=key, open_paths=OPEN_PATHS),
         ],

@@ -49,8 +49,9 @@ class Breaker:
         self._probe_at = 0.0
         self._timer = self._loop.call_later(WATCH_SECONDS, self._watch)
 
-    def stop(self) -> None:
-        """Watch no more."""
+    def stop(self, reason: str) -> None:
+        """Refuse requests for good, and watch no more."""
+        self.state, self._reason = State.OPEN, reason
         self._timer.cancel()
 
     def check(self) -> None:

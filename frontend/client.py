@@ -70,8 +70,9 @@ class EngineClient:
         """Let go of the engine; texts still in flight fail."""
         # What the calls do on their way out must not reach the closed socket.
         self.engine = None
-        self._refuse("This front end is stopping: try again.")
-        self.breaker.stop()
+        reason = "This front end is stopping: try again."
+        self.breaker.stop(reason)
+        self._fail_all(reason)
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -278,6 +279,9 @@ class EngineClient:
         """Answer every request with 503 from now on, until an engine joins."""
         self.engine = None
         self.breaker.open(reason)
+        self._fail_all(reason)
+
+    def _fail_all(self, reason: str) -> None:
         for flight in self._flights.values():
             flight.call.fail(unavailable(reason))
 

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from frontend.client import EngineClient
 from frontend.flight import Take
 from frontend.protocol import CONNECTION_LOST
+from frontend.request_log import FACTS, Facts
 from frontend.responses import sliced
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import Bundle
@@ -86,6 +87,9 @@ class Embedder:
             if lost is not None and lost.done():
                 raise ClientDisconnect from None
             raise
+        facts: Facts = request.scope[FACTS]
+        facts.texts, facts.tokens = len(texts), tokens.total
+        facts.wait_ns, facts.compute_ns = call.wait_ns, call.compute_ns
         return Embedded(
             parts=call.parts,
             tokens=tokens.total,

@@ -45,7 +45,7 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.setattr(module, "PROBE_SECONDS", 0.02)
     engine = Engine()
     yield engine
-    engine.breaker.stop()
+    engine.breaker.stop("The test is over.")
 
 
 async def test_a_closed_breaker_asks_nothing(engine: Engine) -> None:

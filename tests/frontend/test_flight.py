@@ -51,10 +51,11 @@ async def test_what_take_raises_ends_the_call_and_the_first_error_wins() -> None
 
 
 async def test_a_row_is_given_back_once_it_is_encoded_or_has_failed() -> None:
-    _, flights = make(2)
+    call, flights = make(2)
     for flight, lent in zip(flights, (row(1), row(-1)), strict=True):
         flight.land(lent, 0, 0)
         assert lent.leases.tolist() == [7, FREE, 9]
+    assert isinstance(call.done.exception(), ValueError)
 
 
 async def test_without_take_the_rows_are_held_until_the_call_is_released() -> None:
