@@ -79,6 +79,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_chars: Annotated[
         int, Meta(ge=1, description="longest text that is tokenized whole; a longer one only with truncation")
     ] = 65_536
+    token_input: Annotated[
+        Literal["reject", "model", "cl100k"],
+        Meta(description="token ids as OpenAI's `input`: refused, taken as this model's, or decoded as cl100k's"),
+    ] = "reject"  # noqa: S105 - no password
 
     def __repr__(self) -> str:
         """Name the table without its values: one of them is a secret."""

@@ -78,9 +78,7 @@ async def test_a_client_that_left_has_its_status(capsys: pytest.CaptureFixture[s
     assert (await one_line(capsys, status=None))["status"] == 499
 
 
-@pytest.mark.parametrize(
-    "path", ['/"quoted"\n', "/" + "x" * 10_000, "/\ud800", "/\x00"], ids=["quotes", "long", "surrogate", "nul"]
-)
+@pytest.mark.parametrize("path", ['/"quoted"\n', "/" + "x" * 10_000, "/\x00"], ids=["quotes", "long", "nul"])
 async def test_any_path_makes_one_valid_line(capsys: pytest.CaptureFixture[str], path: str) -> None:
     assert len((await one_line(capsys, path))["path"]) <= MOST_PATH + 10
 
