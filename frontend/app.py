@@ -18,6 +18,7 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.keys import KEYS_FILE, KeyRing
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.settings import Settings
@@ -45,10 +46,12 @@ DIALECTS: Final[dict[str, Dialect]] = {
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
+    `key` is the server's own; those of the key file are followed while it runs.
     Raises StartError for a tokenizer that cannot be read.
     """
 
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+    keys = KeyRing(key, settings.data_path / KEYS_FILE)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -59,7 +62,9 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             grace_s=settings.engine_grace_ms / 1e3,
         )
         app.state.embedder = Embedder(settings, bundle, tokenizer, client)
+        keys.watch()
         yield
+        keys.close()
         client.close()
         tokenizer.close()
 
@@ -68,7 +73,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         middleware=[
             Middleware(Correlation),
             Middleware(Errors, dialects=DIALECTS, default=original),
-            Middleware(Auth, key=key, open_paths=OPEN_PATHS),
+            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS),
         ],
         exception_handlers={HTTPException: raise_ours},
         lifespan=lifespan,
