@@ -108,7 +108,7 @@ async def make_and_revoke(stack: Stack, name: str) -> str:
 def quiet_bits(stack: Stack) -> dict[str, bytes]:
     async def ask() -> dict[str, bytes]:
         async with await Connection.open(stack.port) as connection:
-            return {text: await fetch_bits(connection, text) for text in ("a", "two words", "three of them")}
+            return {text: await fetch_bits(connection, text) for text in ("a", "two words", "long " * 60)}
 
     return asyncio.run(ask())
 
