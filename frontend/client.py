@@ -110,6 +110,10 @@ class EngineClient:
             if call.missing:
                 self._take_back(call, flights)
 
+    def is_under_way(self, key: bytes) -> bool:
+        """Whether a text asked for by this key would share a flight."""
+        return self._flights.of_key(key) is not None
+
     # submit
 
     def _admit(self, texts: int) -> None:
