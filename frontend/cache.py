@@ -7,6 +7,7 @@ out of date, and what asks for it in another form (fewer dimensions, another enc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from frontend import outcomes
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from frontend.remote_cache import RemoteCache
@@ -22,9 +24,10 @@ from ipc.messages import Ids, Priority
 from ipc.slab import Row
 
 KEY_BYTES: Final = 16
-# What an entry costs besides the vector: key, headers of two objects, its place in the dictionary. Measured with
-# tracemalloc it is 157 to 201 bytes, the most just after the dictionary has grown; a test measures it again.
-ENTRY_BYTES: Final = 208
+# What an entry costs besides the vector: key, headers of two objects, its places in the dictionary's tables. By
+# tracemalloc that is 157 bytes in a new dictionary and up to 283 in one that has been full for long (a test measures
+# it), and the allocators round each object up.
+ENTRY_BYTES: Final = 312
 # Encoding a vector takes about 10 us, so that a request of hits alone would hold up all others for long.
 HITS_PER_TURN: Final = 64
 
@@ -136,7 +139,7 @@ class CachedEngine:
         missing = await self._encode(range(len(texts)), keys, self._cache.get, take, parts)
         self._hits += len(texts) - len(missing)
         if missing and self._remote is not None:
-            missing = await self._ask_remote(self._remote, missing, keys, take, parts)
+            missing = await self._ask_remote(self._remote, missing, keys, take, parts, deadline_ns)
         self._misses += len(missing)
         hits = len(texts) - len(missing)
         if not missing:
@@ -183,13 +186,23 @@ class CachedEngine:
         return missing
 
     async def _ask_remote(
-        self, remote: RemoteCache, missing: list[int], keys: Sequence[bytes], take: Take, parts: list[bytes]
+        self,
+        remote: RemoteCache,
+        missing: list[int],
+        keys: Sequence[bytes],
+        take: Take,
+        parts: list[bytes],
+        deadline_ns: int,
     ) -> list[int]:
         """The same for vectors in Redis. What the engine computes already is not asked for."""
         asked = list({keys[n]: None for n in missing if not self._engine.is_under_way(keys[n])})
         if not asked:
             return missing
-        found = await remote.get(asked)
+        try:
+            async with asyncio.timeout((deadline_ns - time.monotonic_ns()) / 1e9):
+                found = await remote.get(asked)
+        except TimeoutError:
+            raise outcomes.late(is_engine_away=self._engine.engine is None) from None
         for key in asked:
             if key in found:
                 self._cache.put(key, found[key])
