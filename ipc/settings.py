@@ -45,6 +45,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[
         str, Meta(description="Redis that all machines share for limits and cache; empty: each machine for itself")
     ] = ""
+    cache_mb: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="MiB of vectors that each front end keeps; 0: no cache, Redis neither")
+    ] = 32
+    cache_ttl_s: Annotated[int, Meta(ge=1, le=31_536_000, description="how long Redis keeps a vector, in seconds")] = (
+        86_400
+    )
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),

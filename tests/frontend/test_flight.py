@@ -20,8 +20,8 @@ def encode(row: Row) -> bytes:
 
 
 def make(count: int) -> tuple[Call, list[Flight]]:
-    call = Call(encode, [b""] * count, count, asyncio.get_running_loop().create_future())
-    return call, [Flight(Submission(n + 1, 0, 0, ids(1)), call, n) for n in range(count)]
+    call = Call(encode, [b""] * count, count, asyncio.get_running_loop().create_future(), deadline_ns=0)
+    return call, [Flight(Submission(n + 1, 0, 0, ids(1)), {call: [n]}) for n in range(count)]
 
 
 def row(value: float) -> Lent:
@@ -76,5 +76,5 @@ async def test_texts_may_land_after_the_call_was_given_up() -> None:
     call, flights = make(1)
     call.done.cancel()
     flights[0].land(row(1), 0, 0)
-    flights[0].call.fail(OverflowError("too late"))
+    flights[0].fail(lambda: OverflowError("too late"))
     assert call.done.cancelled()

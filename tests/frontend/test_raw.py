@@ -37,7 +37,7 @@ class Vectors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        call = Call(None, [b""] * ROWS, 0, loop.create_future())
+        call = Call(None, [b""] * ROWS, 0, loop.create_future(), 0)
         call.held = {n: Lent(self.rows, self.leases, n) for n in range(ROWS)}
         response = RawResponse(call, self.media, DIM, loop.time() + self.seconds, {"x-a": "b"})
         await response(scope, receive, send)
@@ -158,7 +158,7 @@ def test_media(accept: str | None, media: str | None) -> None:
 async def test_neighbours_go_together_and_parts_go_as_they_are() -> None:
     rows = np.arange(10, dtype=np.float32).reshape(5, 2)
     leases = np.full(5, ME, np.uint32)
-    call = Call(None, [b"", b"", b"12345678", b"", b""], 0, asyncio.get_running_loop().create_future())
+    call = Call(None, [b"", b"", b"12345678", b"", b""], 0, asyncio.get_running_loop().create_future(), 0)
     call.held = {index: Lent(rows, leases, number) for index, number in ((0, 2), (1, 3), (3, 4), (4, 0))}
     pieces = list(raw._pieces(call))
     assert [len(piece.lent) for piece in pieces] == [2, 0, 1, 1]
