@@ -6,7 +6,7 @@ and the limits of one machine hold while Redis is away, hung, or back and empty.
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from typing import Final
 
 import msgspec
@@ -20,7 +20,7 @@ UNLIMITED: Final = Verdict(True)
 
 
 class Blocked(msgspec.Struct, frozen=True):
-    """A refusal to repeat; times are time.monotonic()'s seconds."""
+    """A refusal to repeat; times are seconds of the monotonic clock."""
 
     quota: Quota
     verdict: Verdict
@@ -58,7 +58,7 @@ class Limiter:
         blocked = self._blocked.get(key_id)
         if blocked is None:
             return None
-        now = time.monotonic()
+        now = monotonic()
         if now >= blocked.until or quota != blocked.quota:
             del self._blocked[key_id]
             return None
@@ -84,5 +84,5 @@ class Limiter:
             return
         if len(self._blocked) >= MOST_BLOCKED:
             self._blocked.clear()
-        now = time.monotonic()
+        now = monotonic()
         self._blocked[key_id] = Blocked(quota, verdict, now, now + verdict.blocked_for)
