@@ -36,7 +36,17 @@ STOP_GRACE_NS = 20_000_000_000
 
 
 def small_bounds(run_dir: Path) -> Settings:
-    return Settings(run_dir=str(run_dir), max_body_bytes=100_000, max_inputs=64, max_chars=4_000, queue_items=200)
+    return Settings(
+        run_dir=str(run_dir),
+        # What is in the checkout's own folder is none of a test's business.
+        data_dir=str(run_dir / "data"),
+        max_body_bytes=100_000,
+        max_inputs=64,
+        max_chars=4_000,
+        queue_items=200,
+        # Most tests send the same few texts, and mean the engine.
+        cache_mb=0,
+    )
 
 
 class DrawnRunner:
