@@ -18,6 +18,8 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.request_log import RequestLog
+from frontend.token_ids import load_cl100k
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.settings import Settings
@@ -26,29 +28,42 @@ ROUTES: Final = [
     Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embed", tei.embed, methods=["POST"]),
+    Route("/similarity", tei.similarity, methods=["POST"]),
+    Route("/", tei.root, methods=["POST"]),
+    Route("/tokenize", tei.tokenize, methods=["POST"]),
+    Route("/info", tei.info, methods=["GET"]),
     Route("/v1/embed", original.embed, methods=["POST"]),
     Route("/v1/models", openai.models, methods=["GET"]),
     Route("/health", health.health, methods=["GET"]),
     Route("/ready", health.ready, methods=["GET"]),
+    Route("/readiness", health.ready, methods=["GET"]),
+    Route("/ping", health.ready, methods=["GET"]),
 ]
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping"})
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "/v1/embeddings": openai,
     "/embeddings": openai,
     "/v1/models": openai,
     "/embed": tei,
+    "/similarity": tei,
+    "/": tei,
+    "/tokenize": tei,
+    "/info": tei,
 }
 
 
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
-    Raises StartError for a tokenizer that cannot be read.
+    Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that.
     """
 
+    cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+
+    log = RequestLog()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -57,16 +72,18 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             bundle.fingerprint,
             most_flights=settings.queue_items,
             grace_s=settings.engine_grace_ms / 1e3,
+            stall_s=settings.engine_stall_ms / 1e3,
         )
-        app.state.embedder = Embedder(settings, bundle, tokenizer, client)
+        app.state.embedder = Embedder(settings, bundle, tokenizer, client, cl100k)
         yield
         client.close()
+        log.close()
         tokenizer.close()
 
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(Correlation),
+            Middleware(Correlation, log=log),
             Middleware(Errors, dialects=DIALECTS, default=original),
             Middleware(Auth, key=key, open_paths=OPEN_PATHS),
         ],

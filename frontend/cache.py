@@ -114,7 +114,7 @@ class CachedEngine:
         return CacheCounters(
             hits=self._hits,
             misses=self._misses,
-            shared=self._engine.shared,
+            shared=self._engine.flights.shared,
             evicted=self._cache.evicted,
             remote_hits=self._remote_hits,
             remote_dropped=self._remote.dropped if self._remote else 0,
@@ -124,7 +124,7 @@ class CachedEngine:
     async def embed(
         self,
         texts: Sequence[Ids],
-        take: Take,
+        take: Take | None,
         *,
         deadline_ns: int,
         priority: Priority,
@@ -133,6 +133,7 @@ class CachedEngine:
         """As `EngineClient.embed`, which is asked for what no cache has; the call's `hits` tells how many had been.
 
         `take` gets a read-only float32 [dim]: the row in the slab where the vector was computed now, else a copy.
+        Without it, parts[i] is the copy wherever held[i] is no row.
         """
         keys = [self._key(ids) for ids in texts]
         parts = [b""] * len(texts)
@@ -156,6 +157,7 @@ class CachedEngine:
             for n, part in zip(missing, call.parts, strict=True):
                 parts[n] = part
             call.parts, call.hits = parts, hits
+            call.held = {missing[place]: lent for place, lent in call.held.items()}
         return call
 
     def _key(self, ids: Ids) -> bytes:
@@ -168,7 +170,7 @@ class CachedEngine:
         places: Iterable[int],
         keys: Sequence[bytes],
         find: Callable[[bytes], bytes | None],
-        take: Take,
+        take: Take | None,
         parts: list[bytes],
     ) -> list[int]:
         """Fill in the parts of vectors that are found; gives the places of the others."""
@@ -179,7 +181,7 @@ class CachedEngine:
             if vector is None:
                 missing.append(n)
                 continue
-            parts[n] = take(np.frombuffer(vector, np.float32))
+            parts[n] = vector if take is None else take(np.frombuffer(vector, np.float32))
             found += 1
             if found % HITS_PER_TURN == 0:
                 await asyncio.sleep(0)
@@ -190,12 +192,12 @@ class CachedEngine:
         remote: RemoteCache,
         missing: list[int],
         keys: Sequence[bytes],
-        take: Take,
+        take: Take | None,
         parts: list[bytes],
         deadline_ns: int,
     ) -> list[int]:
         """The same for vectors in Redis. What the engine computes already is not asked for."""
-        asked = list({keys[n]: None for n in missing if not self._engine.is_under_way(keys[n])})
+        asked = list({keys[n]: None for n in missing if not self._engine.flights.of_key(keys[n])})
         if not asked:
             return missing
         try:

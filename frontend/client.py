@@ -8,29 +8,31 @@ next, and an engine that restarts needs no memory of its predecessor.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import zmq
 
 from frontend import outcomes
-from frontend.flight import Call, Flight, Flights, Outbox, Take
+from frontend.breaker import PROBE_SECONDS, Breaker
+from frontend.flight import Call, Flight, Flights, Lent, Outbox, Take
 from frontend.link import Link
 from ipc import messages
 from ipc.errors import MalformedFrame
-from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
-from ipc.slab import FREE, Row
+from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
+from ipc.slab import Row
 
 log = logging.getLogger(__name__)
 
 # The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
 # for its doing: one can be chance.
 MOST_DEATHS = 3
+# A text of every vocabulary there is.
+PROBE = np.zeros(1, np.int32)
 # With so many texts under way a millisecond more costs no one anything, and a message for several texts costs both
 # sides far less than one for each.
 BUSY_FLIGHTS = 12
@@ -42,32 +44,30 @@ MOST_IN_SUBMIT = 4096
 class EngineClient:
     """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
 
-    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float) -> None:
+    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float, stall_s: float) -> None:
         self._run_dir = run_dir
         self._fingerprint = fingerprint
         self._most_flights = most_flights
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._flights = Flights()
-        # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
-        self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
-        self._outbox = Outbox()
-        self._refusal: str | None = None
+        self.flights = Flights()
         self._grace: asyncio.TimerHandle | None = None
+        self._probe: tuple[Call, Flight] | None = None
+        self.breaker = Breaker(stall_s, self._is_owed, self._ask)
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
         # Gets key and row of each text that was asked for by key; the row is lent to it for that call only.
         self.keep: Callable[[bytes, Row], None] | None = None
-        self.shared = 0
         self._link = self._connect()
 
     def close(self) -> None:
         """Let go of the engine; texts still in flight fail."""
         # What the calls do on their way out must not reach the closed socket.
         self.engine = None
-        self._refusal = "This front end is stopping: try again."
-        self._fail_all(self._refusal)
+        reason = "This front end is stopping: try again."
+        self.breaker.stop(reason)
+        self._fail_all(reason)
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -76,7 +76,7 @@ class EngineClient:
     async def embed(
         self,
         texts: Sequence[Ids],
-        take: Take,
+        take: Take | None,
         *,
         deadline_ns: int,
         priority: Priority,
@@ -85,17 +85,19 @@ class EngineClient:
     ) -> Call:
         """Send texts (each int32 [length]) and wait until every vector went through `take`.
 
-        `take` is called in the event loop with the row in the slab, which is lent to it for that call only.
-        With `keys`, one for each text, a text whose key is under way already is not sent: both wait for one vector.
+        `take` is called in the event loop with the row in the slab, which is lent to it for that call only. Without it
+        the call holds the rows themselves, and the caller releases it.
+        With `keys`, one for each text, a text whose key is under way is not sent again: both wait for one vector.
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
-        call = Call(take, [b""] * len(texts), len(texts), self._loop.create_future(), deadline_ns)
+        call = self._new_call(take, len(texts), deadline_ns)
         if keys:
-            flights = [self._board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
+            flights = [self.flights.board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
         else:
-            flights = [self._launch(call, n, ids, priority, None) for n, ids in enumerate(texts)]
+            flights = [self.flights.launch(call, n, ids, priority) for n, ids in enumerate(texts)]
+        self._schedule_flush()
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
         if lost is not None:
             lost.add_done_callback(call.abandon)
@@ -103,6 +105,9 @@ class EngineClient:
             if texts:
                 await call.done
             return call
+        except BaseException:
+            call.release()
+            raise
         finally:
             timer.cancel()
             if lost is not None:
@@ -110,83 +115,49 @@ class EngineClient:
             if call.missing:
                 self._take_back(call, flights)
 
-    def is_under_way(self, key: bytes) -> bool:
-        """Whether a text asked for by this key would share a flight."""
-        return self._flights.of_key(key) is not None
-
     # submit
 
     def _admit(self, texts: int) -> None:
-        if self._refusal is not None:
-            raise outcomes.unavailable(self._refusal)
-        if len(self._flights) + texts > self._most_flights:
+        self.breaker.check()
+        if not self.flights:
+            self.breaker.hear()
+        if len(self.flights) + texts > self._most_flights:
             raise outcomes.too_many()
 
-    def _launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
-        flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
-        self._flights.add(flight)
-        self._outbox.flights.append(flight)
-        self._schedule_flush()
-        return flight
-
-    def _board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
-        """Share the flight of this key, or launch one."""
-        flight = self._flights.of_key(key)
-        if flight is None:
-            return self._launch(call, index, ids, priority, key)
-        self.shared += 1
-        flight.join(call, index)
-        if flight.is_less_urgent(priority):
-            self._submit_anew(flight, flight.submission.deadline, priority)
-        return flight
-
-    def _submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
-        """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
-        sequence = flight.submission.sequence
-        if self._flights.pop(sequence) and flight.is_sent:
-            self._outbox.cancels.append(sequence)
-        flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
-        self._flights.add(flight)
-        # One that was not sent is in the outbox already, or waits for an engine.
-        if flight.is_sent:
-            flight.is_sent = False
-            self._outbox.flights.append(flight)
-        self._schedule_flush()
+    def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
+        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns)
 
     def _take_back(self, call: Call, flights: Sequence[Flight]) -> None:
-        for flight in flights:
-            sequence = flight.submission.sequence
-            if flight.leave(call) and self._flights.pop(sequence) and flight.is_sent:
-                self._outbox.cancels.append(sequence)
+        self.flights.take_back(call, flights)
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
         """Flush at the end of this turn of the loop, or soon where the engine has enough to do meanwhile."""
-        if not self._outbox.is_scheduled:
-            self._outbox.is_scheduled = True
-            if len(self._flights) < BUSY_FLIGHTS:
+        if not self.flights.outbox.is_scheduled:
+            self.flights.outbox.is_scheduled = True
+            if len(self.flights) < BUSY_FLIGHTS:
                 self._loop.call_soon(self._flush)
             else:
                 self._loop.call_later(BUSY_FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
-        self._outbox.is_scheduled = False
+        self.flights.outbox.is_scheduled = False
         if self.engine is None:
             # Nothing is lost: a WELCOME launches every flight anew, and cancels mean nothing to a new engine.
-            self._outbox = Outbox()
+            self.flights.outbox = Outbox()
             return
-        flights = [flight for flight in self._outbox.flights if flight in self._flights]
+        flights = [flight for flight in self.flights.outbox.flights if flight in self.flights]
         while flights and self._link.send(
             messages.submit([f.submission for f in flights[:MOST_IN_SUBMIT]], self._link.epoch)
         ):
             for flight in flights[:MOST_IN_SUBMIT]:
                 flight.is_sent = True
             flights = flights[MOST_IN_SUBMIT:]
-        cancels = self._outbox.cancels
+        cancels = self.flights.outbox.cancels
         if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
             cancels = []
         # What the socket did not take (a stopped engine, a full pipe) goes with the link's next tick.
-        self._outbox = Outbox(flights, cancels)
+        self.flights.outbox = Outbox(flights, cancels)
         self._link.receive()
 
     # receive
@@ -220,31 +191,53 @@ class EngineClient:
             self._refuse(f"The engine serves {engine.model}, another model than this front end: restart both.")
             return
         log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
-        self._refusal = None
         self.engine = engine
-        self._outbox = Outbox(list(self._flights))
+        self.breaker.close()
+        self.flights.outbox = Outbox(list(self.flights))
         self._schedule_flush()
 
     def _on_reply(self, frame: bytes, header: Header) -> None:
         slab = self._link.slab
+        self.breaker.hear()
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
-            flight = self._flights.pop(sequence)
+            flight = self.flights.pop(sequence)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                if flight is not None:
-                    flight.land(slab.rows[row], wait_ns, header.extra)
+                lent = Lent(slab.rows, slab.leases, row)
+                if flight is None:
+                    lent.release()
+                else:
                     if flight.key is not None and self.keep is not None:
                         self.keep(flight.key, slab.rows[row])
-                slab.leases[row] = FREE
+                    flight.land(lent, wait_ns, header.extra)
             elif flight is not None:
                 self._on_failed(flight, status)
+            self.breaker.note(status == Status.FAILED)
 
     def _on_failed(self, flight: Flight, status: int) -> None:
         error = partial(outcomes.error_of, status)
         if status != Status.EXPIRED:
             flight.fail(error)
         elif (later := flight.expire(error)) is not None:
-            self._submit_anew(flight, later, flight.submission.priority)
+            self.flights.submit_anew(flight, later, flight.submission.priority)
+            self._schedule_flush()
+
+    # the breaker's questions
+
+    def _is_owed(self) -> bool:
+        return self.engine is not None and bool(self.flights)
+
+    def _ask(self) -> asyncio.Future[None] | None:
+        """Send a text of our own, in place of the last one."""
+        if self.engine is None:
+            return None
+        if self._probe is not None:
+            call, flight = self._probe
+            self._take_back(call, [flight])
+        call = self._new_call(bytes, 1, time.monotonic_ns() + int(PROBE_SECONDS * 1e9))
+        self._probe = call, self.flights.launch(call, 0, PROBE, Priority.INTERACTIVE)
+        self._schedule_flush()
+        return call.done
 
     # the engine's deaths
 
@@ -257,21 +250,21 @@ class EngineClient:
         self.engine = None
         died_with = self._link.died_with()
         self._link.close()
-        for flight in list(self._flights):
+        for flight in list(self.flights):
             flight.is_sent = False
             if flight.submission.sequence in died_with:
                 flight.suspect()
                 if flight.deaths == MOST_DEATHS:
                     # Out, so that nobody else joins it.
-                    self._flights.pop(flight.submission.sequence)
+                    self.flights.pop(flight.submission.sequence)
                     flight.fail(outcomes.poison)
         if was_joined:
-            log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
+            log.warning("engine lost", extra={"texts_in_flight": len(self.flights), "running": len(died_with)})
         self._link = self._connect()
 
     def _on_bye(self) -> None:
         """The engine answers what it has and ends; later texts wait for the next one."""
-        log.info("engine stops", extra={"texts_in_flight": len(self._flights)})
+        log.info("engine stops", extra={"texts_in_flight": len(self.flights)})
         self._flush()
         self._link.send(messages.bye(self._link.epoch))
         self.engine = None
@@ -287,13 +280,12 @@ class EngineClient:
 
     def _refuse(self, reason: str) -> None:
         """Answer every request with 503 from now on, until an engine joins."""
-        log.error("requests are refused", extra={"reason": reason})
         self.engine = None
-        self._refusal = reason
+        self.breaker.open(reason)
         self._fail_all(reason)
 
     def _fail_all(self, reason: str) -> None:
-        for flight in self._flights:
+        for flight in self.flights:
             flight.fail(partial(outcomes.unavailable, reason))
 
     def _expire(self, call: Call) -> None:

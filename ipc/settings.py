@@ -77,11 +77,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(ge=0, le=600_000, description="how long requests wait for an engine that is away before 503"),
     ] = 10_000
+    engine_stall_ms: Annotated[
+        int, Meta(ge=100, le=600_000, description="an engine that answers nothing for so long is done without")
+    ] = 10_000
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
     max_inputs: Annotated[int, Meta(ge=1, description="most texts in a request")] = 2048
     max_chars: Annotated[
         int, Meta(ge=1, description="longest text that is tokenized whole; a longer one only with truncation")
     ] = 65_536
+    token_input: Annotated[
+        Literal["reject", "model", "cl100k"],
+        Meta(description="token ids as OpenAI's `input`: refused, taken as this model's, or decoded as cl100k's"),
+    ] = "reject"  # noqa: S105 - no password
 
     def __repr__(self) -> str:
         """Name the table without its values: one of them is a secret."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -99,6 +101,17 @@ class Stack:
         pid = self.pids(program)[index]
         os.kill(pid, number)
         return pid
+
+    @contextlib.contextmanager
+    def without_engine(self) -> Iterator[None]:
+        """The engine is stopped in order, and started again afterwards."""
+        with supervisor(self.run_dir) as server:
+            server.supervisor.stopProcess("engine")
+        try:
+            yield
+        finally:
+            with supervisor(self.run_dir) as server:
+                server.supervisor.startProcess("engine")
 
     def stop(self) -> int:
         """Stop as Ctrl-C does; gives the exit status. A second call does nothing."""

@@ -182,7 +182,7 @@ def expected(texts: Sequence[Ids]) -> list[bytes]:
 def start_call(
     client: EngineClient | CachedEngine,
     texts: Sequence[Ids],
-    take: Take = to_bytes,
+    take: Take | None = to_bytes,
     *,
     deadline_ns: int | None = None,
     priority: Priority = Priority.INTERACTIVE,

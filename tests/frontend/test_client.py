@@ -92,6 +92,38 @@ async def test_a_lease_ends_when_take_fails(start_peer: StartPeer, start_client:
     await works(client, peer)
 
 
+async def test_without_take_the_rows_are_the_callers_until_it_releases_them(
+    start_peer: StartPeer, start_client: StartClient
+) -> None:
+    peer, client = start_peer(), start_client()
+    call = start_call(client, TEXTS[:3], None)
+    peer.answer(*reversed(await peer.received(3)))
+    done = await call
+    assert [done.held[n].rows[done.held[n].number].tobytes() for n in range(3)] == expected(TEXTS[:3])
+    assert peer.leased == 3
+    done.release()
+    assert not peer.leased
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "error"])
+async def test_rows_that_are_held_come_back_where_the_call_fails(
+    start_peer: StartPeer, start_client: StartClient, ending: str
+) -> None:
+    peer, client = start_peer(), start_client()
+    call = start_call(client, TEXTS[:3], None)
+    first, *_, last = await peer.received(3)
+    peer.answer(first)
+    if ending == "error":
+        peer.answer(last, status=Status.FAILED)
+    else:
+        await eventually(lambda: client.last_vector_ns)
+        call.cancel()
+    with suppress(EngineFailure, asyncio.CancelledError):
+        await call
+    assert not peer.leased
+    await works(client, peer)
+
+
 @pytest.mark.parametrize(
     "groups", [[[4, 3, 2, 1, 0]], [[2], [0, 4], [3, 1]], [[4], [3], [2], [1], [0]]], ids=["reversed", "mixed", "single"]
 )
