@@ -119,9 +119,10 @@ class EngineClient:
 
     def _admit(self, texts: int) -> None:
         self.breaker.check()
-        if not self.flights:
+        under_way = len(self.flights.by_sequence)
+        if not under_way:
             self.breaker.hear()
-        if len(self.flights) + texts > self._most_flights:
+        if under_way + texts > self._most_flights:
             raise outcomes.too_many()
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
@@ -133,27 +134,28 @@ class EngineClient:
 
     def _schedule_flush(self) -> None:
         """Flush at the end of this turn of the loop, or soon where the engine has enough to do meanwhile."""
-        if not self.flights.outbox.is_scheduled:
-            self.flights.outbox.is_scheduled = True
-            if len(self.flights) < BUSY_FLIGHTS:
+        outbox = self.flights.outbox
+        if not outbox.is_scheduled:
+            outbox.is_scheduled = True
+            if len(self.flights.by_sequence) < BUSY_FLIGHTS:
                 self._loop.call_soon(self._flush)
             else:
                 self._loop.call_later(BUSY_FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> None:
-        self.flights.outbox.is_scheduled = False
+        outbox, self.flights.outbox = self.flights.outbox, Outbox()
         if self.engine is None:
             # Nothing is lost: a WELCOME launches every flight anew, and cancels mean nothing to a new engine.
-            self.flights.outbox = Outbox()
             return
-        flights = [flight for flight in self.flights.outbox.flights if flight in self.flights]
+        by_sequence = self.flights.by_sequence
+        flights = [flight for flight in outbox.flights if flight.submission.sequence in by_sequence]
         while flights and self._link.send(
             messages.submit([f.submission for f in flights[:MOST_IN_SUBMIT]], self._link.epoch)
         ):
             for flight in flights[:MOST_IN_SUBMIT]:
                 flight.is_sent = True
             flights = flights[MOST_IN_SUBMIT:]
-        cancels = self.flights.outbox.cancels
+        cancels = outbox.cancels
         if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
             cancels = []
         # What the socket did not take (a stopped engine, a full pipe) goes with the link's next tick.
@@ -225,7 +227,7 @@ class EngineClient:
     # the breaker's questions
 
     def _is_owed(self) -> bool:
-        return self.engine is not None and bool(self.flights)
+        return self.engine is not None and bool(self.flights.by_sequence)
 
     def _ask(self) -> asyncio.Future[None] | None:
         """Send a text of our own, in place of the last one."""
@@ -259,12 +261,14 @@ class EngineClient:
                     self.flights.pop(flight.submission.sequence)
                     flight.fail(outcomes.poison)
         if was_joined:
-            log.warning("engine lost", extra={"texts_in_flight": len(self.flights), "running": len(died_with)})
+            log.warning(
+                "engine lost", extra={"texts_in_flight": len(self.flights.by_sequence), "running": len(died_with)}
+            )
         self._link = self._connect()
 
     def _on_bye(self) -> None:
         """The engine answers what it has and ends; later texts wait for the next one."""
-        log.info("engine stops", extra={"texts_in_flight": len(self.flights)})
+        log.info("engine stops", extra={"texts_in_flight": len(self.flights.by_sequence)})
         self._flush()
         self._link.send(messages.bye(self._link.epoch))
         self.engine = None

@@ -45,21 +45,23 @@ class Call:
     held: dict[int, Lent] = field(default_factory=dict)
     hits: int = 0
 
-    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> bool:
-        """Encode one text's vector from the slab itself, or hold it (True), or copy it if others hold it.
+    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, is_held: bool) -> bool:
+        """Encode one text's vector from the slab itself, or hold it (True), or copy it if that `is_held` already.
 
         A `take` that raises ends the call with that.
         """
-        holds = self.take is None and may_hold
-        if holds:
-            self.held[index] = lent
-        else:
-            row = lent.rows[lent.number]
+        holds = False
+        if self.take is not None:
             try:
-                self.parts[index] = row.tobytes() if self.take is None else self.take(row)
+                self.parts[index] = self.take(lent.rows[lent.number])
             except Exception as error:
                 self.fail(error)
                 return False
+        elif is_held:
+            self.parts[index] = lent.rows[lent.number].tobytes()
+        else:
+            self.held[index] = lent
+            holds = True
         self.wait_ns = max(self.wait_ns, wait_ns)
         self.compute_ns = max(self.compute_ns, compute_ns)
         self.missing -= 1
@@ -106,7 +108,8 @@ class Flight:
         is_held = False
         for call, places in self.askers.items():
             for index in places:
-                is_held |= call.land(index, lent, wait_ns, compute_ns, may_hold=not is_held)
+                if call.land(index, lent, wait_ns, compute_ns, is_held):
+                    is_held = True
         if not is_held:
             lent.release()
 
@@ -140,21 +143,15 @@ class Flights:
     """
 
     def __init__(self) -> None:
-        self._by_sequence: dict[int, Flight] = {}
+        self.by_sequence: dict[int, Flight] = {}
         self._by_key: dict[bytes, Flight] = {}
         # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
         self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
         self.outbox = Outbox()
         self.shared = 0
 
-    def __len__(self) -> int:
-        return len(self._by_sequence)
-
     def __iter__(self) -> Iterator[Flight]:
-        return iter(self._by_sequence.values())
-
-    def __contains__(self, flight: Flight) -> bool:
-        return flight.submission.sequence in self._by_sequence
+        return iter(self.by_sequence.values())
 
     def of_key(self, key: bytes) -> Flight | None:
         """The flight that computes this key's text now."""
@@ -164,7 +161,7 @@ class Flights:
         """A new flight for a call's text."""
         sequence = next(self._sequences)
         flight = Flight(Submission(sequence, call.deadline_ns, priority, ids), {call: [index]}, key)
-        self._by_sequence[sequence] = flight
+        self.by_sequence[sequence] = flight
         self.outbox.flights.append(flight)
         return flight
 
@@ -188,7 +185,7 @@ class Flights:
             self.outbox.cancels.append(sequence)
         sequence = next(self._sequences)
         flight.submission = Submission(sequence, deadline_ns, priority, flight.submission.ids)
-        self._by_sequence[sequence] = flight
+        self.by_sequence[sequence] = flight
         if flight.key is not None:
             self._by_key[flight.key] = flight
         # One that was not sent is in the outbox already, or waits for an engine.
@@ -198,7 +195,7 @@ class Flights:
 
     def pop(self, sequence: int) -> Flight | None:
         """Take a flight out; None where it has ended already."""
-        flight = self._by_sequence.pop(sequence, None)
+        flight = self.by_sequence.pop(sequence, None)
         if flight is not None and flight.key is not None:
             del self._by_key[flight.key]
         return flight
