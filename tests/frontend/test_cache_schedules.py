@@ -1,4 +1,4 @@
-"""Random schedules as in test_client_schedules, with a small cache before the client and few texts that many ask for."""
+"""The schedules of test_client_schedules with a small cache before the client, and few texts that many ask for."""
 
 from __future__ import annotations
 
