@@ -18,6 +18,7 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.keys import KEYS_FILE, KeyRing
 from frontend.request_log import RequestLog
 from frontend.token_ids import load_cl100k
 from frontend.tokenizer import Tokenizer
@@ -57,11 +58,13 @@ DIALECTS: Final[dict[str, Dialect]] = {
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
-    Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that.
+    `key` is the server's own; those of the key file are followed while it runs. Raises StartError for a tokenizer that
+    cannot be read, also OpenAI's where the settings ask for that.
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+    keys = KeyRing(key, settings.data_path / KEYS_FILE)
 
     log = RequestLog()
 
@@ -75,7 +78,9 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             stall_s=settings.engine_stall_ms / 1e3,
         )
         app.state.embedder = Embedder(settings, bundle, tokenizer, client, cl100k)
+        keys.watch()
         yield
+        keys.close()
         client.close()
         log.close()
         tokenizer.close()
@@ -85,7 +90,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         middleware=[
             Middleware(Correlation, log=log),
             Middleware(Errors, dialects=DIALECTS, default=original),
-            Middleware(Auth, key=key, open_paths=OPEN_PATHS),
+            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS),
         ],
         exception_handlers={HTTPException: raise_ours},
         lifespan=lifespan,

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 
-from frontend.outcomes import unavailable
+from frontend import outcomes
 
 log = logging.getLogger(__name__)
 
-# When to come back, and how often an open breaker tries a text of its own.
+# How often an open breaker tries a text of its own.
 PROBE_SECONDS = 1.0
 WATCH_SECONDS = 0.25
 # So many texts are remembered, and if more than this part of them failed the engine is taken for broken.
@@ -57,7 +57,7 @@ class Breaker:
     def check(self) -> None:
         """Raise EngineUnavailable unless closed."""
         if self.state is not State.CLOSED:
-            raise unavailable(self._reason)
+            raise outcomes.unavailable(self._reason)
 
     def open(self, reason: str) -> None:
         """Refuse requests with this sentence from now on."""

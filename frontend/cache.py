@@ -114,7 +114,7 @@ class CachedEngine:
         return CacheCounters(
             hits=self._hits,
             misses=self._misses,
-            shared=self._engine.flights.shared,
+            shared=self._engine.shared,
             evicted=self._cache.evicted,
             remote_hits=self._remote_hits,
             remote_dropped=self._remote.dropped if self._remote else 0,
@@ -133,7 +133,7 @@ class CachedEngine:
         """As `EngineClient.embed`, which is asked for what no cache has; the call's `hits` tells how many had been.
 
         `take` gets a read-only float32 [dim]: the row in the slab where the vector was computed now, else a copy.
-        Without it, parts[i] is the copy wherever held[i] is no row.
+        Without it a part is the vector's bytes, unless the call holds its row.
         """
         keys = [self._key(ids) for ids in texts]
         parts = [b""] * len(texts)
@@ -156,8 +156,8 @@ class CachedEngine:
         if hits:
             for n, part in zip(missing, call.parts, strict=True):
                 parts[n] = part
+            call.held = {missing[n]: lent for n, lent in call.held.items()}
             call.parts, call.hits = parts, hits
-            call.held = {missing[place]: lent for place, lent in call.held.items()}
         return call
 
     def _key(self, ids: Ids) -> bytes:
@@ -197,7 +197,7 @@ class CachedEngine:
         deadline_ns: int,
     ) -> list[int]:
         """The same for vectors in Redis. What the engine computes already is not asked for."""
-        asked = list({keys[n]: None for n in missing if not self._engine.flights.of_key(keys[n])})
+        asked = list({keys[n]: None for n in missing if not self._engine.is_under_way(keys[n])})
         if not asked:
             return missing
         try:

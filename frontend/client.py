@@ -8,7 +8,9 @@ next, and an engine that restarts needs no memory of its predecessor.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,11 +21,12 @@ import zmq
 
 from frontend import outcomes
 from frontend.breaker import PROBE_SECONDS, Breaker
-from frontend.flight import Call, Flight, Flights, Lent, Outbox, Take
+from frontend.flight import Call, Flight, Flights, Lent, Take
 from frontend.link import Link
+from frontend.outbox import Outbox
 from ipc import messages
 from ipc.errors import MalformedFrame
-from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
+from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
 from ipc.slab import Row
 
 log = logging.getLogger(__name__)
@@ -33,12 +36,6 @@ log = logging.getLogger(__name__)
 MOST_DEATHS = 3
 # A text of every vocabulary there is.
 PROBE = np.zeros(1, np.int32)
-# With so many texts under way a millisecond more costs no one anything, and a message for several texts costs both
-# sides far less than one for each.
-BUSY_FLIGHTS = 12
-BUSY_FLUSH_SECONDS = 0.001
-# Far below MAX_MESSAGE_BYTES with the longest texts: all that was in flight is sent at once to a new engine.
-MOST_IN_SUBMIT = 4096
 
 
 class EngineClient:
@@ -51,14 +48,18 @@ class EngineClient:
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.flights = Flights()
+        self._flights = Flights()
+        # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
+        self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
+        self._outbox = Outbox(self._flights, self._joined_link)
         self._grace: asyncio.TimerHandle | None = None
-        self._probe: tuple[Call, Flight] | None = None
+        self._probe: Flight | None = None
         self.breaker = Breaker(stall_s, self._is_owed, self._ask)
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
         # Gets key and row of each text that was asked for by key; the row is lent to it for that call only.
         self.keep: Callable[[bytes, Row], None] | None = None
+        self.shared = 0
         self._link = self._connect()
 
     def close(self) -> None:
@@ -87,17 +88,16 @@ class EngineClient:
 
         `take` is called in the event loop with the row in the slab, which is lent to it for that call only. Without it
         the call holds the rows themselves, and the caller releases it.
-        With `keys`, one for each text, a text whose key is under way is not sent again: both wait for one vector.
+        With `keys`, one for each text, a text whose key is under way already is not sent: both wait for one vector.
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
         call = self._new_call(take, len(texts), deadline_ns)
         if keys:
-            flights = [self.flights.board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
+            flights = [self._board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
         else:
-            flights = [self.flights.launch(call, n, ids, priority) for n, ids in enumerate(texts)]
-        self._schedule_flush()
+            flights = [self._launch(call, n, ids, priority, None) for n, ids in enumerate(texts)]
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
         if lost is not None:
             lost.add_done_callback(call.abandon)
@@ -115,52 +115,56 @@ class EngineClient:
             if call.missing:
                 self._take_back(call, flights)
 
+    def is_under_way(self, key: bytes) -> bool:
+        """Whether a text asked for by this key would share a flight."""
+        return self._flights.of_key(key) is not None
+
     # submit
 
     def _admit(self, texts: int) -> None:
         self.breaker.check()
-        under_way = len(self.flights.by_sequence)
-        if not under_way:
-            self.breaker.hear()
-        if under_way + texts > self._most_flights:
+        if len(self._flights) + texts > self._most_flights:
             raise outcomes.too_many()
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
         return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns)
 
+    def _launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
+        flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
+        if not self._flights:
+            self.breaker.hear()
+        self._flights.add(flight)
+        self._outbox.submit(flight)
+        return flight
+
+    def _board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
+        """Share the flight of this key, or launch one."""
+        flight = self._flights.of_key(key)
+        if flight is None:
+            return self._launch(call, index, ids, priority, key)
+        self.shared += 1
+        flight.join(call, index)
+        if flight.is_less_urgent(priority):
+            self._submit_anew(flight, flight.submission.deadline, priority)
+        return flight
+
+    def _submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
+        """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
+        sequence = flight.submission.sequence
+        if self._flights.pop(sequence) and flight.is_sent:
+            self._outbox.cancel(sequence)
+        flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
+        self._flights.add(flight)
+        # One that was not sent is in the outbox already, or waits for an engine.
+        if flight.is_sent:
+            flight.is_sent = False
+            self._outbox.submit(flight)
+
     def _take_back(self, call: Call, flights: Sequence[Flight]) -> None:
-        self.flights.take_back(call, flights)
-        self._schedule_flush()
-
-    def _schedule_flush(self) -> None:
-        """Flush at the end of this turn of the loop, or soon where the engine has enough to do meanwhile."""
-        outbox = self.flights.outbox
-        if not outbox.is_scheduled:
-            outbox.is_scheduled = True
-            if len(self.flights.by_sequence) < BUSY_FLIGHTS:
-                self._loop.call_soon(self._flush)
-            else:
-                self._loop.call_later(BUSY_FLUSH_SECONDS, self._flush)
-
-    def _flush(self) -> None:
-        outbox, self.flights.outbox = self.flights.outbox, Outbox()
-        if self.engine is None:
-            # Nothing is lost: a WELCOME launches every flight anew, and cancels mean nothing to a new engine.
-            return
-        by_sequence = self.flights.by_sequence
-        flights = [flight for flight in outbox.flights if flight.submission.sequence in by_sequence]
-        while flights and self._link.send(
-            messages.submit([f.submission for f in flights[:MOST_IN_SUBMIT]], self._link.epoch)
-        ):
-            for flight in flights[:MOST_IN_SUBMIT]:
-                flight.is_sent = True
-            flights = flights[MOST_IN_SUBMIT:]
-        cancels = outbox.cancels
-        if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
-            cancels = []
-        # What the socket did not take (a stopped engine, a full pipe) goes with the link's next tick.
-        self.flights.outbox = Outbox(flights, cancels)
-        self._link.receive()
+        for flight in flights:
+            sequence = flight.submission.sequence
+            if flight.leave(call) and self._flights.pop(sequence) and flight.is_sent:
+                self._outbox.cancel(sequence)
 
     # receive
 
@@ -195,81 +199,80 @@ class EngineClient:
         log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
         self.engine = engine
         self.breaker.close()
-        self.flights.outbox = Outbox(list(self.flights))
-        self._schedule_flush()
+        self._outbox.submit_all()
 
     def _on_reply(self, frame: bytes, header: Header) -> None:
         slab = self._link.slab
         self.breaker.hear()
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
-            flight = self.flights.pop(sequence)
+            flight = self._flights.pop(sequence)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                lent = Lent(slab.rows, slab.leases, row)
-                if flight is None:
-                    lent.release()
-                else:
-                    if flight.key is not None and self.keep is not None:
-                        self.keep(flight.key, slab.rows[row])
-                    flight.land(lent, wait_ns, header.extra)
+                self._on_vector(flight, Lent(slab.rows, slab.leases, row), wait_ns, header.extra)
             elif flight is not None:
                 self._on_failed(flight, status)
             self.breaker.note(status == Status.FAILED)
+
+    def _on_vector(self, flight: Flight | None, lent: Lent, wait_ns: int, compute_ns: int) -> None:
+        if flight is None:
+            lent.release()
+            return
+        if flight.key is not None and self.keep is not None:
+            self.keep(flight.key, lent.rows[lent.number])
+        flight.land(lent, wait_ns, compute_ns)
 
     def _on_failed(self, flight: Flight, status: int) -> None:
         error = partial(outcomes.error_of, status)
         if status != Status.EXPIRED:
             flight.fail(error)
         elif (later := flight.expire(error)) is not None:
-            self.flights.submit_anew(flight, later, flight.submission.priority)
-            self._schedule_flush()
+            self._submit_anew(flight, later, flight.submission.priority)
+
+    def _joined_link(self) -> Link | None:
+        return None if self.engine is None else self._link
 
     # the breaker's questions
 
     def _is_owed(self) -> bool:
-        return self.engine is not None and bool(self.flights.by_sequence)
+        return self.engine is not None and bool(self._flights)
 
     def _ask(self) -> asyncio.Future[None] | None:
         """Send a text of our own, in place of the last one."""
         if self.engine is None:
             return None
         if self._probe is not None:
-            call, flight = self._probe
-            self._take_back(call, [flight])
+            self._take_back(next(iter(self._probe.askers)), [self._probe])
         call = self._new_call(bytes, 1, time.monotonic_ns() + int(PROBE_SECONDS * 1e9))
-        self._probe = call, self.flights.launch(call, 0, PROBE, Priority.INTERACTIVE)
-        self._schedule_flush()
+        self._probe = self._launch(call, 0, PROBE, Priority.INTERACTIVE, None)
         return call.done
 
     # the engine's deaths
 
     def _connect(self) -> Link:
         self._start_grace()
-        return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._schedule_flush)
+        return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._outbox.schedule)
 
     def _on_lost(self) -> None:
         was_joined = self.engine is not None
         self.engine = None
         died_with = self._link.died_with()
         self._link.close()
-        for flight in list(self.flights):
+        for flight in list(self._flights):
             flight.is_sent = False
             if flight.submission.sequence in died_with:
                 flight.suspect()
                 if flight.deaths == MOST_DEATHS:
                     # Out, so that nobody else joins it.
-                    self.flights.pop(flight.submission.sequence)
+                    self._flights.pop(flight.submission.sequence)
                     flight.fail(outcomes.poison)
         if was_joined:
-            log.warning(
-                "engine lost", extra={"texts_in_flight": len(self.flights.by_sequence), "running": len(died_with)}
-            )
+            log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
         self._link = self._connect()
 
     def _on_bye(self) -> None:
         """The engine answers what it has and ends; later texts wait for the next one."""
-        log.info("engine stops", extra={"texts_in_flight": len(self.flights.by_sequence)})
-        self._flush()
+        log.info("engine stops", extra={"texts_in_flight": len(self._flights)})
+        self._outbox.flush()
         self._link.send(messages.bye(self._link.epoch))
         self.engine = None
         self._start_grace()
@@ -289,7 +292,7 @@ class EngineClient:
         self._fail_all(reason)
 
     def _fail_all(self, reason: str) -> None:
-        for flight in self.flights:
+        for flight in self._flights:
             flight.fail(partial(outcomes.unavailable, reason))
 
     def _expire(self, call: Call) -> None:

@@ -188,7 +188,8 @@ class Embedder:
 
     def _prompt(self, name: str | None) -> str:
         prompts = self.bundle.prompts
-        name = name or self.bundle.default_prompt_name
+        if name is None:
+            name = self.bundle.default_prompt_name
         if name is None:
             return ""
         if name not in prompts:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ipc.messages import Ids, Priority, Submission
+from ipc.messages import Priority, Submission
 from ipc.slab import FREE, Leases, Row, Rows
 
 Take = Callable[[Row], bytes]
@@ -31,8 +29,8 @@ class Lent(NamedTuple):
 class Call:
     """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]; times in ns.
 
-    Without `take`, held[i] is the vector itself, and whoever gets the call releases it; or parts[i] is a copy, where
-    another call holds it or it came from a cache. `hits` of the texts came from a cache.
+    `hits` of its texts came from a cache. Without `take`, held[i] is the row itself, or parts[i] its bytes where
+    somebody else holds that: whoever gets the call releases it.
     """
 
     take: Take | None
@@ -42,32 +40,26 @@ class Call:
     deadline_ns: int
     wait_ns: int = 0
     compute_ns: int = 0
-    held: dict[int, Lent] = field(default_factory=dict)
     hits: int = 0
+    held: dict[int, Lent] = field(default_factory=dict)
 
-    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, is_held: bool) -> bool:
-        """Encode one text's vector from the slab itself, or hold it (True), or copy it if that `is_held` already.
-
-        A `take` that raises ends the call with that.
-        """
-        holds = False
+    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> None:
+        """Encode one text's vector from the slab itself, or hold it; a `take` that raises ends the call with that."""
         if self.take is not None:
             try:
                 self.parts[index] = self.take(lent.rows[lent.number])
             except Exception as error:
                 self.fail(error)
-                return False
-        elif is_held:
-            self.parts[index] = lent.rows[lent.number].tobytes()
-        else:
+                return
+        elif may_hold:
             self.held[index] = lent
-            holds = True
+        else:
+            self.parts[index] = lent.rows[lent.number].tobytes()
         self.wait_ns = max(self.wait_ns, wait_ns)
         self.compute_ns = max(self.compute_ns, compute_ns)
         self.missing -= 1
         if not self.missing and not self.done.done():
             self.done.set_result(None)
-        return holds
 
     def fail(self, error: Exception) -> None:
         """End the call; the first error wins."""
@@ -98,6 +90,19 @@ class Flight:
     deaths: int = 0
     is_sent: bool = False
 
+    def join(self, call: Call, index: int) -> None:
+        """One more who waits for this text."""
+        self.askers.setdefault(call, []).append(index)
+
+    def leave(self, call: Call) -> bool:
+        """Forget a call; True where nobody is left."""
+        self.askers.pop(call, None)
+        return not self.askers
+
+    def is_less_urgent(self, priority: Priority) -> bool:
+        """Whether it was submitted with less urgency than this; a suspect stays one."""
+        return priority < self.submission.priority != Priority.SUSPECT
+
     def suspect(self) -> None:
         """Note that an engine died while it ran this text; the next one is to run it alone."""
         self.deaths += 1
@@ -108,8 +113,8 @@ class Flight:
         is_held = False
         for call, places in self.askers.items():
             for index in places:
-                if call.land(index, lent, wait_ns, compute_ns, is_held):
-                    is_held = True
+                call.land(index, lent, wait_ns, compute_ns, may_hold=not is_held)
+                is_held = is_held or index in call.held
         if not is_held:
             lent.release()
 
@@ -127,83 +132,35 @@ class Flight:
         return latest if latest > self.submission.deadline else None
 
 
-@dataclass(slots=True)
-class Outbox:
-    """What the next flush sends: all submits and cancels of one turn of the event loop."""
-
-    flights: list[Flight] = field(default_factory=list)
-    cancels: list[int] = field(default_factory=list)
-    is_scheduled: bool = False
-
-
 class Flights:
-    """All flights by sequence, those that may be shared also by key, of each key one; and what of them is to be sent.
-
-    `shared` counts the texts that needed no flight of their own.
-    """
+    """All flights by sequence, and those with a key by that as well: of a key there is never more than one."""
 
     def __init__(self) -> None:
-        self.by_sequence: dict[int, Flight] = {}
+        self._by_sequence: dict[int, Flight] = {}
         self._by_key: dict[bytes, Flight] = {}
-        # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
-        self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
-        self.outbox = Outbox()
-        self.shared = 0
+
+    def __len__(self) -> int:
+        return len(self._by_sequence)
 
     def __iter__(self) -> Iterator[Flight]:
-        return iter(self.by_sequence.values())
+        return iter(self._by_sequence.values())
 
-    def of_key(self, key: bytes) -> Flight | None:
-        """The flight that computes this key's text now."""
-        return self._by_key.get(key)
+    def __contains__(self, flight: Flight) -> bool:
+        return flight.submission.sequence in self._by_sequence
 
-    def launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None = None) -> Flight:
-        """A new flight for a call's text."""
-        sequence = next(self._sequences)
-        flight = Flight(Submission(sequence, call.deadline_ns, priority, ids), {call: [index]}, key)
-        self.by_sequence[sequence] = flight
-        self.outbox.flights.append(flight)
-        return flight
-
-    def board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
-        """The flight of this key, shared, or a new one."""
-        flight = self._by_key.get(key)
-        if flight is None:
-            flight = self._by_key[key] = self.launch(call, index, ids, priority, key)
-            return flight
-        self.shared += 1
-        flight.askers.setdefault(call, []).append(index)
-        # Priorities are in order of urgency, but a suspect stays one.
-        if priority < flight.submission.priority != Priority.SUSPECT:
-            self.submit_anew(flight, flight.submission.deadline, priority)
-        return flight
-
-    def submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
-        """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
-        sequence = flight.submission.sequence
-        if self.pop(sequence) and flight.is_sent:
-            self.outbox.cancels.append(sequence)
-        sequence = next(self._sequences)
-        flight.submission = Submission(sequence, deadline_ns, priority, flight.submission.ids)
-        self.by_sequence[sequence] = flight
+    def add(self, flight: Flight) -> None:
+        """From now on replies find it, and so do others who ask for its key."""
+        self._by_sequence[flight.submission.sequence] = flight
         if flight.key is not None:
             self._by_key[flight.key] = flight
-        # One that was not sent is in the outbox already, or waits for an engine.
-        if flight.is_sent:
-            flight.is_sent = False
-            self.outbox.flights.append(flight)
 
     def pop(self, sequence: int) -> Flight | None:
         """Take a flight out; None where it has ended already."""
-        flight = self.by_sequence.pop(sequence, None)
+        flight = self._by_sequence.pop(sequence, None)
         if flight is not None and flight.key is not None:
             del self._by_key[flight.key]
         return flight
 
-    def take_back(self, call: Call, flights: Sequence[Flight]) -> None:
-        """A call waits no more: texts that nobody else waits for end."""
-        for flight in flights:
-            sequence = flight.submission.sequence
-            flight.askers.pop(call, None)
-            if not flight.askers and self.pop(sequence) and flight.is_sent:
-                self.outbox.cancels.append(sequence)
+    def of_key(self, key: bytes) -> Flight | None:
+        """The flight that computes this key's text now."""
+        return self._by_key.get(key)

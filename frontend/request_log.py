@@ -13,6 +13,9 @@ from typing import Final
 import orjson
 from starlette.types import Scope
 
+from frontend.auth import SCOPE_KEY
+from frontend.keys import Key
+
 NAME: Final = "frontend.request"
 # A line by itself would cost the supervisor, who passes it on, more than it costs here.
 FLUSH_SECONDS = 0.1
@@ -28,7 +31,6 @@ class Facts:
     """What the parts of a request's path know of it, for its line; times in ns."""
 
     began_ns: int
-    key: str | None = None
     texts: int = 0
     tokens: int = 0
     wait_ns: int = 0
@@ -67,6 +69,7 @@ class RequestLog:
 
 
 def _line(scope: Scope, facts: Facts, status: int) -> bytes:
+    key: Key | None = scope.get(SCOPE_KEY)
     record = {
         "level": "INFO",
         "logger": NAME,
@@ -76,7 +79,7 @@ def _line(scope: Scope, facts: Facts, status: int) -> bytes:
         "method": scope["method"],
         "path": scope["path"][:MOST_PATH],
         "status": status,
-        "key": facts.key,
+        "key": key and key.name,
         "texts": facts.texts,
         "tokens": facts.tokens,
         "queue_ms": facts.wait_ns // 1000 / 1000,

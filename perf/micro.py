@@ -132,6 +132,7 @@ def _messages(count: int) -> dict[str, Step]:
 class Instant:
     """An engine's client that has the vector at once: what is left is what the cache adds."""
 
+    shared = 0
     keep: Callable[[bytes, Row], None]
 
     def __init__(self, vector: Row) -> None:

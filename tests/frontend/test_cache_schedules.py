@@ -65,8 +65,8 @@ class SharedSchedule(Schedule):
         assert counters.hits + counters.misses <= self.asked, "a call may be cancelled before it began"
         assert counters.shared <= counters.misses
         assert counters.bytes <= KEPT * (4 * DIM + ENTRY_BYTES)
-        assert not self.client.flights.by_sequence, "all have ended"
-        assert not self.client.flights.of_key(self.cached._key(TEXTS[0]))
+        assert not len(self.client._flights), "all have ended"
+        assert not self.client.is_under_way(self.cached._key(TEXTS[0]))
 
 
 async def run(steps: list[str], random: Random) -> None:

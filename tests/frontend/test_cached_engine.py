@@ -461,7 +461,7 @@ async def test_a_client_without_a_cache_shares_nothing(start_peer: StartPeer, st
     calls = [start_call(client, TEXTS[:1]) for _ in range(3)]
     peer.answer(*await peer.received(3))
     await asyncio.gather(*calls)
-    assert client.flights.shared == 0
+    assert client.shared == 0
 
 
 async def test_a_closed_cache_keeps_nothing_more(start_peer: StartPeer, start_client: StartClient) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import BUSY_FLIGHTS
+from frontend.outbox import BUSY_FLIGHTS
 from ipc.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -284,7 +284,7 @@ async def test_texts_of_a_busy_front_end_leave_together(
     start_peer: StartPeer, start_client: StartClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though they came in different turns of the loop; the first ones, when little is under way, leave at once."""
-    monkeypatch.setattr("frontend.client.BUSY_FLUSH_SECONDS", 1.0)
+    monkeypatch.setattr("frontend.outbox.BUSY_FLUSH_SECONDS", 1.0)
     peer, client = start_peer(), start_client()
     await works(client, peer)
     first = start_call(client, [ids(101, n, 102) for n in range(BUSY_FLIGHTS)])

@@ -10,7 +10,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from frontend import request_log
+from frontend.auth import SCOPE_KEY
 from frontend.correlation import Correlation
+from frontend.keys import Key
 from frontend.request_log import FACTS, MOST_PATH, NAME, RequestLog
 from tests.frontend.peer import eventually
 from tests.frontend.served import Wire, post_scope
@@ -38,7 +40,8 @@ async def one_line(
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         facts = scope[FACTS]
-        facts.key, facts.texts, facts.tokens, facts.cache = "one", 2, 30, "miss"
+        scope[SCOPE_KEY] = Key("one", "0" * 64, "")
+        facts.texts, facts.tokens, facts.cache = 2, 30, "miss"
         facts.wait_ns, facts.compute_ns = 1_234_567, 2_000_000
         if status is not None:
             await send({"type": "http.response.start", "status": status, "headers": []})
