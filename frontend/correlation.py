@@ -1,6 +1,6 @@
 """X-Correlation-ID: taken from the request if it is sane, else made; on every response and log line.
 
-The request's own log line is written here as well, for nothing is further out.
+The request's own log line is written here as well, and the limits' headers are added, for nothing is further out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontend.admission import VERDICT
+from frontend.limits.quota import Verdict
 from frontend.request_log import CLIENT_LEFT, FACTS, Facts, RequestLog
 from ipc.log import correlation_id
 
@@ -47,13 +49,18 @@ class Correlation:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
+                message["headers"] = [*message.get("headers", ()), header, *_limits(scope)]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         finally:
             self._log.note(scope, facts, status)
+
+
+def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:
+    verdict: Verdict | None = scope.get(VERDICT)
+    return [] if verdict is None else [(name.encode(), value.encode()) for name, value in verdict.headers()]
 
 
 def _given(scope: Scope) -> str | None:

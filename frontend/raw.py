@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from frontend.embed import Embedded
 from frontend.flight import Call, Lent
 from frontend.protocol import WIRE, Wire
-from ipc.slab import Row
 
 OCTETS: Final = "application/octet-stream"
 NPY: Final = "application/x-npy"
 
+VALUE_BYTES = 4
 # The rows of a batch are neighbours in the slab; more in one piece would only make a slow reader hold more.
 MOST_ROWS_IN_PIECE = 64
 # How long a reader may take for one piece before the rows behind it are copied.
@@ -32,11 +35,6 @@ def raw_media(request: Request) -> str | None:
     """The raw media type, where that is what the request accepts first; None for JSON."""
     first = request.headers.get("accept", "").partition(",")[0].partition(";")[0].strip().lower()
     return first if first in {OCTETS, NPY} else None
-
-
-def raw_vector(row: Row) -> bytes:
-    """A copy of float32 [dim], for vectors that were computed from a row."""
-    return row.tobytes()
 
 
 class Piece:
@@ -59,31 +57,29 @@ class Piece:
         self.lent = ()
 
 
-class RawResponse:
-    """Sends a call's vectors, each as its part if it has one, else as the row it holds. An ASGI application.
+class RawResponse(Response):
+    """Sends a call's vectors, each as its part if it has one, else as the row it holds.
 
     `give_up_at` is on the loop's clock: the connection of a client that has not read all by then is ended.
     """
 
-    def __init__(self, call: Call, media: str, dim: int, give_up_at: float, headers: dict[str, str]) -> None:
+    def __init__(self, call: Call, media: str, give_up_at: float, headers: dict[str, str]) -> None:
         self._pieces = list(_pieces(call))
-        if media == NPY:
-            self._pieces.insert(0, Piece(npy_head(len(call.parts), dim)))
         self._give_up_at = give_up_at
-        self.headers = {
-            **headers,
-            "content-type": media,
-            "content-length": str(sum(len(piece.data) for piece in self._pieces)),
-            "x-embedding-shape": f"{len(call.parts)},{dim}",
-        }
+        rows, size = len(call.parts), sum(len(piece.data) for piece in self._pieces)
+        dim = size // rows // VALUE_BYTES
+        if media == NPY:
+            self._pieces.insert(0, Piece(npy_head(rows, dim)))
+            size += len(self._pieces[0].data)
+        shape = {"content-length": str(size), "x-embedding-shape": f"{rows},{dim}"}
+        super().__init__(headers=headers | shape, media_type=media)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         wire: Wire = scope["extensions"][WIRE]["connection"]
-        headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
         try:
             async with asyncio.timeout_at(self._give_up_at):
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await self._send_pieces(send, wire)
         except TimeoutError:
             wire.abort()
@@ -105,6 +101,12 @@ class RawResponse:
             for piece in behind:
                 piece.copy()
             await wire.drained()
+
+
+def raw_response(done: Embedded, media: str) -> RawResponse:
+    """What the embedder gave for `take` None, until the request's deadline."""
+    seconds = (done.deadline - time.monotonic_ns()) / 1e9
+    return RawResponse(done.call, media, asyncio.get_running_loop().time() + seconds, done.headers())
 
 
 def npy_head(rows: int, dim: int) -> bytes:

@@ -51,6 +51,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cache_ttl_s: Annotated[int, Meta(ge=1, le=31_536_000, description="how long Redis keeps a vector, in seconds")] = (
         86_400
     )
+    limit_rpm: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="requests a minute of a key without limits of its own; 0: no limit")
+    ] = 0
+    limit_rph: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="requests an hour of a key without limits of its own; 0: no limit")
+    ] = 0
+    limit_tpm: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="tokens a minute of a key without limits of its own; 0: no limit")
+    ] = 0
+    limits_bypass: Annotated[bool, Meta(description="limit nobody, for load tests")] = False
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),

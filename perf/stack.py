@@ -49,6 +49,8 @@ class Stack:
             "model": bundle or ensure_bundle(DEFAULT_MODEL, ROOT / "data"),
             "api_key": KEY,
             "frontends": 2,
+            # What is measured and tested is the engine, and texts come again and again.
+            "cache_mb": 0,
             **settings,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}

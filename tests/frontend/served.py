@@ -44,6 +44,8 @@ def small_bounds(run_dir: Path) -> Settings:
         max_inputs=64,
         max_chars=4_000,
         queue_items=200,
+        # Most tests send the same few texts, and mean the engine.
+        cache_mb=0,
     )
 
 

@@ -39,7 +39,7 @@ class Vectors:
         loop = asyncio.get_running_loop()
         call = Call(None, [b""] * ROWS, 0, loop.create_future(), 0)
         call.held = {n: Lent(self.rows, self.leases, n) for n in range(ROWS)}
-        response = RawResponse(call, self.media, DIM, loop.time() + self.seconds, {"x-a": "b"})
+        response = RawResponse(call, self.media, loop.time() + self.seconds, {"x-a": "b"})
         await response(scope, receive, send)
 
     def reuse(self) -> None:

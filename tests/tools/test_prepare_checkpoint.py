@@ -220,11 +220,15 @@ def test_lowercasing_outside_the_tokenizer(make_model: MakeModel) -> None:
     assert "lowercases outside its tokenizer" in refusal(folder)
 
 
-def test_a_prompt_before_every_text(make_model: MakeModel) -> None:
+def test_prompts_and_the_default_one(make_model: MakeModel) -> None:
     folder = make_model()
+    assert (read_checkpoint(folder).prompts, read_checkpoint(folder).default_prompt_name) == ({}, None)
     prompts = {"query": "find: ", "document": ""}
-    for name in (None, "document"):
+    for name in (None, "document", "query"):
         edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=name)
-        read_checkpoint(folder)
-    edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
-    assert "puts the prompt 'query' before every text" in refusal(folder)
+        checkpoint = read_checkpoint(folder)
+        assert (checkpoint.prompts, checkpoint.default_prompt_name) == (prompts, name)
+    edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="other")
+    assert "names the default prompt 'other'" in refusal(folder)
+    edit(folder / "config_sentence_transformers.json", prompts={"query": 1}, default_prompt_name=None)
+    assert "prompts that are not texts" in refusal(folder)
