@@ -341,6 +341,40 @@ async def test_one_askers_encoder_fails_alone(start_peer: StartPeer, cached: Cac
     assert not peer.leased
 
 
+# rows that are held
+
+
+async def test_rows_are_held_by_one_and_copied_for_the_others(start_peer: StartPeer, cached: Cached) -> None:
+    peer, engine = start_peer(), cached()
+    await known(engine, peer)
+    texts = [TEXTS[1], TEXTS[0], TEXTS[2], TEXTS[1]]
+    raw, other, encoded = start_call(engine, texts, None), start_call(engine, texts, None), start_call(engine, texts)
+    peer.answer(*(await peer.received(3))[1:])
+    calls = [await raw, await other, await encoded]
+    assert [sorted(call.held) for call in calls] == [[0, 2], [], []]
+    assert peer.leased == 2
+    peer.slab.rows[peer.slab.leases == 0] = np.nan
+    for call in calls:
+        rows = {index: lent.rows[lent.number].tobytes() for index, lent in call.held.items()}
+        assert [rows.get(n, part) for n, part in enumerate(call.parts)] == expected(texts)
+        assert call.hits == 1
+    calls[0].release()
+    assert not peer.leased
+
+
+async def test_rows_of_a_call_that_failed_are_given_back(start_peer: StartPeer, cached: Cached) -> None:
+    peer, engine = start_peer(), cached()
+    raw, other = start_call(engine, TEXTS[:2], None), start_call(engine, TEXTS[:1], None)
+    texts = await peer.received(2)
+    await joined(engine, 1)
+    peer.answer(texts[0])
+    assert (await other).parts == expected(TEXTS[:1]), "the other one holds the row"
+    peer.answer(texts[1], status=Status.FAILED)
+    with pytest.raises(EngineFailure):
+        await raw
+    assert not peer.leased
+
+
 # priorities
 
 

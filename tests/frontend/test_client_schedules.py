@@ -88,6 +88,10 @@ class Schedule:
         """Wait until all that was submitted has come: a front end sends in order, so a last text tells."""
         number = self.number
         await self.submit()
+        await self.has_come(number)
+
+    async def has_come(self, number: int) -> None:
+        """Wait for the text of this number."""
         await eventually(lambda: any(text.ids[1] == number for text in self.peer.texts))
 
     async def end(self) -> None:

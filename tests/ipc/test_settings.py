@@ -50,6 +50,8 @@ def test_the_table_is_frozen_and_does_not_show_its_secret() -> None:
         ("EMBEDLANE_PORT", "70000", "EMBEDLANE_PORT is not valid: expected `int` <= 65535"),
         ("EMBEDLANE_DEVICE", "tpu", "choose one of 'auto', 'cpu', 'cuda'"),
         ("EMBEDLANE_MAX_WAIT_MS", "-1", "EMBEDLANE_MAX_WAIT_MS is not valid"),
+        ("EMBEDLANE_CACHE_MB", "-1", "EMBEDLANE_CACHE_MB is not valid: expected `int` >= 0"),
+        ("EMBEDLANE_CACHE_TTL_S", "0", "EMBEDLANE_CACHE_TTL_S is not valid: expected `int` >= 1"),
         ("EMBEDLANE_HOST", "::1", "IPv6"),
         ("EMBEDLANE_RUN_DIR", "/" + "x" * 90, "EMBEDLANE_RUN_DIR is longer"),
         ("EMBEDLANE_SLAB_ROWS", "16", "EMBEDLANE_SLAB_ROWS is too small"),
