@@ -38,7 +38,7 @@ TOKENS: Final = 16
 
 
 class Samples(msgspec.Struct):
-    """Of one process: ns of each admit, the longest time (s) between two turns of the loop, and calls without answer."""
+    """Of one process: ns of each admit, the longest stall of the loop (s), and calls without answer."""
 
     times: list[int]
     stall: float
@@ -122,7 +122,7 @@ def measure_all(seconds: float) -> dict[str, Cost]:
         server = stack.enter_context(RedisServer())
         for name, url in (("no store", ""), ("embedded", ""), ("redis", server.url)):
             for processes in (1, PROCESSES):
-                folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))  # noqa: S108
+                folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
                 label = f"{name}, {processes} process{'es' if processes > 1 else ''}"
                 cost = measure(Path(folder if name == "embedded" else "."), url, processes, seconds)
                 print(
