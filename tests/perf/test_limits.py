@@ -8,7 +8,7 @@ from perf.report import limits_table
 
 def test_every_scenario_is_measured_and_has_a_row() -> None:
     found = measure_all(0.2)
-    assert len(found) == 6
+    assert len(found) == 8
     for name, cost in found.items():
         assert (cost.decisions > 0) is not name.startswith("no store")
         assert cost.p50_us <= cost.p99_us
