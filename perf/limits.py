@@ -1,5 +1,7 @@
 """What a decision of the limiter costs, in both stores, alone and while four processes ask for the same key.
 
+On a schedule a process sleeps between decisions and its caches are cold; back to back they are hot.
+
 python -m perf.limits
 """
 
@@ -38,7 +40,7 @@ TOKENS: Final = 16
 
 
 class Samples(msgspec.Struct):
-    """Of one process: ns of each admit, the longest time (s) between two turns of the loop, calls without answer."""
+    """Of one process: ns of each admit, the longest stall of the loop (s), and calls without answer."""
 
     times: list[int]
     stall: float
@@ -55,14 +57,15 @@ class Cost(msgspec.Struct, frozen=True):
     unanswered: int
 
 
-async def ask(store: EmbeddedWindows | RedisWindows | None, seconds: float) -> Samples:
-    """Admit on a schedule, and watch the loop; None: only watch."""
+async def ask(store: EmbeddedWindows | RedisWindows | None, rate: float, seconds: float) -> Samples:
+    """Admit on a schedule, or back to back where the rate is 0, and watch the loop; None: only watch."""
     samples = Samples([], 0.0, 0)
     watching = asyncio.create_task(_watch(samples))
     due = time.perf_counter()
     end = due + seconds
-    while (due := due + 1 / RATE) < end:
+    while due < end:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        due = due + 1 / rate if rate else time.perf_counter()
         if store is None:
             continue
         began = time.perf_counter_ns()
@@ -82,24 +85,25 @@ async def _watch(samples: Samples) -> None:
         last = now
 
 
-async def work(folder: Path, url: str, seconds: float) -> Samples:
+async def work(folder: Path, url: str, rate: float, seconds: float) -> Samples:
     """One process of a scenario; without a URL with the embedded store, without a folder with none at all."""
     if url:
         link = RedisLink(url)
-        samples = await ask(RedisWindows(link), seconds)
+        samples = await ask(RedisWindows(link), rate, seconds)
         await link.close()
         return samples
     if folder == Path():
-        return await ask(None, seconds)
+        return await ask(None, rate, seconds)
     store = EmbeddedWindows(folder)
-    samples = await ask(store, seconds)
+    samples = await ask(store, rate, seconds)
     store.close()
     return samples
 
 
-def measure(folder: Path, url: str, processes: int, seconds: float) -> Cost:
+def measure(folder: Path, url: str, processes: int, seconds: float, rate: float = RATE) -> Cost:
     """A scenario: so many processes at once."""
-    command = [sys.executable, "-m", "perf.limits", "--seconds", str(seconds), "--worker", str(folder), url]
+    worker = ["--worker", str(folder), url, str(rate)]
+    command = [sys.executable, "-m", "perf.limits", "--seconds", str(seconds), *worker]
     started = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)  # noqa: S603
         for _ in range(processes)
@@ -121,10 +125,10 @@ def measure_all(seconds: float) -> dict[str, Cost]:
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         for name, url in (("no store", ""), ("embedded", ""), ("redis", server.url)):
-            for processes in (1, PROCESSES):
+            for processes, rate in ((1, RATE), (PROCESSES, RATE), *([] if name == "no store" else [(1, 0)])):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
-                label = f"{name}, {processes} process{'es' if processes > 1 else ''}"
-                cost = measure(Path(folder if name == "embedded" else "."), url, processes, seconds)
+                label = f"{name}, {processes} process{'es' if processes > 1 else ''}{'' if rate else ', back to back'}"
+                cost = measure(Path(folder if name == "embedded" else "."), url, processes, seconds, rate)
                 print(
                     f"{cost.p50_us:7.1f} us p50 {cost.p99_us:8.1f} us p99 {cost.stall_ms:6.1f} ms stall  {label}",
                     flush=True,
@@ -146,11 +150,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m perf.limits", description="What a decision of the limiter costs.")
     parser.add_argument("--seconds", type=float, default=5, help="for each scenario")
     parser.add_argument("--no-save", action="store_true", help="print only")
-    parser.add_argument("--worker", nargs=2, metavar=("FOLDER", "URL"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("FOLDER", "URL", "RATE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        folder, url = options.worker
-        print(msgspec.json.encode(uvloop.run(work(Path(folder), url, options.seconds))).decode())
+        folder, url, rate = options.worker
+        print(msgspec.json.encode(uvloop.run(work(Path(folder), url, float(rate), options.seconds))).decode())
         return 0
     found = measure_all(options.seconds)
     print(_verdict(found))

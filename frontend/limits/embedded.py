@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 Amounts = tuple[int, int, int]
 NOTHING: Final[Amounts] = (0, 0, 0)
 
-# A decision takes some µs: most who find the lock taken need only let its holder run.
-YIELDS: Final = 20
+# A decision takes some us: most who find the lock taken need only let its holder run.
+SPIN_SECONDS: Final = 0.0002
 POLL_SECONDS: Final = 0.001
 # Longer than a holder is off its core on a busy machine: then it is stopped, and the others agree on another lock.
 STUCK_SECONDS: Final = 0.1
@@ -45,7 +45,8 @@ def boot_clock() -> int:
 class EmbeddedWindows:
     """Sliding windows in a file of `folder`, which should be on a tmpfs; of one event loop.
 
-    `minute` and `hour` are the windows' lengths in seconds, and the same in all processes.
+    `minute` and `hour` are the windows' lengths in seconds, and the same in all processes. Raises StartError where the
+    folder has no room for 7 MiB.
     """
 
     def __init__(
@@ -144,18 +145,23 @@ class EmbeddedWindows:
 
     async def _acquire(self) -> None:
         """Wait for the lock without holding up the event loop."""
-        lock = self._lock
         give_up = time.monotonic() + STUCK_SECONDS
-        while True:
-            for _ in range(YIELDS):
-                if lock.try_acquire():
-                    return
-                os.sched_yield()
+        while not self._spin():
             if time.monotonic() > give_up:
-                if lock.replace():
+                if self._lock.replace():
                     log.warning("a front end is stopped while it holds the lock of the limits; the others go on")
                 give_up = time.monotonic() + STUCK_SECONDS
             await asyncio.sleep(POLL_SECONDS)
+
+    def _spin(self) -> bool:
+        """Try for the lock for a moment, and let its holder run."""
+        give_up = time.monotonic() + SPIN_SECONDS
+        while not self._lock.try_acquire():
+            # Few times: one yield may last a whole time slice of another process.
+            os.sched_yield()
+            if time.monotonic() > give_up:
+                return False
+        return True
 
     def _repair(self) -> None:
         """Begin a decision: make right what another process, or this one, may have left half written."""

@@ -85,4 +85,6 @@ class Limiter:
         if len(self._blocked) >= MOST_BLOCKED:
             self._blocked.clear()
         now = monotonic()
-        self._blocked[key_id] = Blocked(quota, verdict, now, now + verdict.blocked_for)
+        # It is told to requests of any size: they may fit as soon as anything is free.
+        told = msgspec.structs.replace(verdict, retry_after=verdict.blocked_for)
+        self._blocked[key_id] = Blocked(quota, told, now, now + verdict.blocked_for)

@@ -20,11 +20,12 @@ from typing import Final
 
 from frontend.limits import ring
 from frontend.limits.lock import GENERATION
+from ipc.errors import StartError
 
 log = logging.getLogger(__name__)
 
 RULES: Final = 3
-CAPACITY: Final = 8192
+CAPACITY: Final = 4096
 PROBES: Final = 32
 WORD_BYTES: Final = 8
 TABLE_WORDS: Final = 8
@@ -37,7 +38,10 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Table:
-    """The mapped file; all but the constructor and `close` want the lock. A row is the index of its first word."""
+    """The mapped file; all but the constructor and `close` want the lock. A row is the index of its first word.
+
+    Raises StartError where the folder has no room for it.
+    """
 
     def __init__(self, folder: Path, capacity: int, sizes: object) -> None:
         made_for = f"1 {BOOT_ID.read_text()} {capacity} {ROW_WORDS} {sizes}"
@@ -49,8 +53,14 @@ class Table:
         size = (TABLE_WORDS + capacity * ROW_WORDS) * WORD_BYTES
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.ftruncate(descriptor, size)
+            # Without this a full tmpfs shows itself much later, as SIGBUS on the first touch of a page.
+            os.posix_fallocate(descriptor, 0, size)
             self._map = mmap.mmap(descriptor, size)
+        except OSError as error:
+            raise StartError(
+                f"The table of limits needs {-(-size >> 20)} MiB in {folder}, which cannot be had ({error.strerror}): "
+                "free memory there, or set EMBEDLANE_RUN_DIR to a larger tmpfs."
+            ) from None
         finally:
             os.close(descriptor)
         self.words: memoryview[int] = memoryview(self._map).cast("q")

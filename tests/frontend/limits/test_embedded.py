@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from frontend.limits import embedded, ring
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.limits.quota import Quota, Verdict
 from frontend.limits.table import ROW_WORDS, RULES, TABLE_WORDS, WRITING, ring_of
+from ipc.errors import StartError
 from tests.frontend.limits.clocked import OwnClock
 from tests.frontend.peer import mappings
 
@@ -234,6 +236,16 @@ async def test_a_table_of_another_boot_is_removed_and_of_the_same_boot_kept(
         store.close()
     left_there = sorted(name.rpartition(".")[2] for name in os.listdir(tmp_path) if name.startswith("limits-"))  # noqa: PTH208
     assert left_there == ["lock0", "table"]
+
+
+def test_a_folder_without_room_is_told_at_the_start(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(StartError, match="The table of limits needs 7 MiB"):
+            EmbeddedWindows(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_a_closed_store_leaves_nothing_open(tmp_path: Path) -> None:

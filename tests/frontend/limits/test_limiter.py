@@ -153,6 +153,15 @@ async def test_one_refusal_for_want_of_tokens_blocks_no_smaller_request(alone: L
     assert (await alone.admit("key", quota, 40)).admitted
 
 
+async def test_a_block_is_told_to_requests_of_any_size(alone: Limiter) -> None:
+    quota = Quota(rpm=1, tpm=100)
+    await alone.admit("key", quota, 1)
+    assert (await alone.admit("key", quota, 101)).never_fits
+    blocked = alone.blocked_until("key", quota)
+    assert blocked is not None
+    assert not blocked.never_fits, "another request will fit"
+
+
 async def test_the_memory_of_blocks_is_bounded(alone: Limiter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limiter_module, "MOST_BLOCKED", 2)
     quota = Quota(rpm=1)
