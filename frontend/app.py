@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from frontend import health
+from frontend import docs, health
 from frontend.auth import Auth
 from frontend.client import EngineClient
 from frontend.correlation import Correlation
@@ -30,9 +30,12 @@ ROUTES: Final = [
     Route("/v1/models", openai.models, methods=["GET"]),
     Route("/health", health.health, methods=["GET"]),
     Route("/ready", health.ready, methods=["GET"]),
+    Route("/openapi.json", docs.document, methods=["GET"]),
+    Route("/docs", docs.page, methods=["GET"]),
+    Route("/", docs.page, methods=["GET"]),
 ]
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/"})
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "/v1/embeddings": openai,
@@ -75,4 +78,5 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     )
     # A redirect would name the scheme and host that the client's headers claim.
     app.router.redirect_slashes = False
+    app.state.documentation = docs.Documentation(settings, bundle)
     return app

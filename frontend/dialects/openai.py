@@ -10,7 +10,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.body import read_json
+from frontend.body import SOME, Text, read_json
 from frontend.embed import Embedder
 from frontend.responses import OPENAI_STATUS as STATUS
 from frontend.responses import base64_vector, json_response, json_vector
@@ -27,11 +27,20 @@ REFUSE_IDS = (
 class EmbeddingsBody(msgspec.Struct):
     """Other fields, `user` among them, are ignored. `truncate` is an extension: `extra_body` in OpenAI's client."""
 
-    input: str | list[str | int | list[int]]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
-    truncate: bool | None = None
+    input: Annotated[
+        Text | Annotated[list[Text | int | list[int]], Meta(extra_json_schema=SOME)],
+        Meta(description="One text, or several."),
+    ]
+    model: Annotated[str | None, Meta(description="Any name: this server has one model, and says which.")] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="`float` unless given; `base64` is of little-endian float32."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Keep so many numbers of each vector, scaled to length 1 again."),
+    ] = None
+    truncate: Annotated[bool | None, Meta(description="Cut texts that are too long, instead of 400.")] = None
 
     def texts(self) -> list[str]:
         """The input as a list of texts. Raises InvalidRequest for token ids."""

@@ -10,7 +10,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.body import read_json
+from frontend.body import SOME, Text, read_json
 from frontend.embed import Embedder
 from frontend.responses import STATUS, json_response, json_vector
 from ipc.errors import InvalidRequest, RequestError
@@ -24,12 +24,25 @@ ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Un
 class EmbedBody(msgspec.Struct):
     """Fields that are not here are ignored."""
 
-    inputs: str | list[str]
-    truncate: bool | None = None
-    truncation_direction: str | None = None
-    normalize: bool | None = None
-    prompt_name: str | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    inputs: Annotated[
+        Text | Annotated[list[Text], Meta(extra_json_schema=SOME)], Meta(description="One text, or several.")
+    ]
+    truncate: Annotated[bool | None, Meta(description="Cut texts that are too long, instead of 422.")] = None
+    truncation_direction: Annotated[
+        Annotated[str, Meta(extra_json_schema={"pattern": "^[Rr][Ii][Gg][Hh][Tt]$"})] | None,
+        Meta(description="`right`, in either case."),
+    ] = None
+    normalize: Annotated[
+        Annotated[bool, Meta(extra_json_schema={"enum": [True]})] | None,
+        Meta(description="The model's vectors are always normalized."),
+    ] = None
+    prompt_name: Annotated[
+        str | None, Meta(extra_json_schema={"enum": [None]}, description="The model has no prompts.")
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="Keep so many numbers of each vector, scaled to length 1 again."),
+    ] = None
 
     def check(self) -> None:
         """Refuse what this server cannot do, for doing something else instead would give wrong vectors."""

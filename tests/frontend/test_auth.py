@@ -46,9 +46,9 @@ async def ok(scope: Any, receive: Any, send: Any) -> None:
     await Response("in")(scope, receive, send)
 
 
-async def passes(headers: Headers, path: str = "/embed") -> bool:
+async def passes(headers: Headers, path: str = "/embed", method: str = "GET") -> bool:
     try:
-        sent = await Wire().ask(Auth(ok, KEY, {"/open"}), {**post_scope(path), "headers": headers})
+        sent = await Wire().ask(Auth(ok, KEY, {"/open"}), {**post_scope(path, method=method), "headers": headers})
     except Unauthorized:
         return False
     return bool(sent)
@@ -72,6 +72,8 @@ async def test_anything_else_is_refused(headers: Headers) -> None:
 )
 async def test_only_the_open_paths_need_no_key(path: str, is_open: bool) -> None:
     assert await passes([], path) == is_open
+    assert await passes([], path, "HEAD") == is_open
+    assert not await passes([], path, "POST")
 
 
 @pytest.mark.anyio
