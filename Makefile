@@ -47,7 +47,7 @@ UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes
 lock:
 	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock
 	$(UV_COMPILE) --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(UV_COMPILE) --extra cpu --group dev -c requirements/cpu.lock -o requirements/dev.lock
+	$(UV_COMPILE) --extra cpu --extra cl100k --group dev -c requirements/cpu.lock -o requirements/dev.lock
 
 clean:
 	rm -rf .venv .venv-gpu data build .mypy_cache .ruff_cache .pytest_cache .hypothesis

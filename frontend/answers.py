@@ -57,6 +57,39 @@ class ModelsAnswer(Struct, forbid_unknown_fields=True):
     data: list[Model]
 
 
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+
+
+class Pooling(Struct, forbid_unknown_fields=True):
+    """How a text's vector comes of those of its tokens."""
+
+    pooling: str
+
+
+class ModelType(Struct, forbid_unknown_fields=True):
+    """What kind of model it is: one for embeddings."""
+
+    embedding: Pooling
+
+
+class Info(Struct, forbid_unknown_fields=True):
+    """The model and the limits; `model_dtype` is null while there is no engine."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str | None
+    model_type: ModelType
+    max_concurrent_requests: Count
+    max_input_length: Count
+    max_batch_tokens: Count
+    max_batch_requests: Count
+    max_client_batch_size: Count
+    auto_truncate: bool
+    dimensions: Count
+    prompts: list[str]
+    default_prompt_name: str | None
+
+
 class EmbedAnswer(Struct, forbid_unknown_fields=True):
     """The one text's vector."""
 

@@ -9,6 +9,8 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from frontend import docs, health
@@ -18,39 +20,56 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.token_ids import load_cl100k
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.settings import Settings
+
+
+async def root(request: Request) -> Response:
+    """`/`: text-embeddings-inference's POST, and the page for people."""
+    return await (tei.root if request.method == "POST" else docs.page)(request)
+
 
 ROUTES: Final = [
     Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embed", tei.embed, methods=["POST"]),
+    Route("/similarity", tei.similarity, methods=["POST"]),
+    Route("/", root, methods=["GET", "POST"]),
+    Route("/tokenize", tei.tokenize, methods=["POST"]),
+    Route("/info", tei.info, methods=["GET"]),
     Route("/v1/embed", original.embed, methods=["POST"]),
     Route("/v1/models", openai.models, methods=["GET"]),
     Route("/health", health.health, methods=["GET"]),
     Route("/ready", health.ready, methods=["GET"]),
+    Route("/readiness", health.ready, methods=["GET"]),
+    Route("/ping", health.ready, methods=["GET"]),
     Route("/openapi.json", docs.document, methods=["GET"]),
     Route("/docs", docs.page, methods=["GET"]),
-    Route("/", docs.page, methods=["GET"]),
 ]
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/openapi.json", "/docs", "/"})
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "/v1/embeddings": openai,
     "/embeddings": openai,
     "/v1/models": openai,
     "/embed": tei,
+    "/similarity": tei,
+    "/": tei,
+    "/tokenize": tei,
+    "/info": tei,
 }
 
 
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
-    Raises StartError for a tokenizer that cannot be read.
+    Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that.
     """
 
+    cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
 
     @asynccontextmanager
@@ -61,7 +80,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             most_flights=settings.queue_items,
             grace_s=settings.engine_grace_ms / 1e3,
         )
-        app.state.embedder = Embedder(settings, bundle, tokenizer, client)
+        app.state.embedder = Embedder(settings, bundle, tokenizer, client, cl100k)
         yield
         client.close()
         tokenizer.close()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
 from frontend.client import EngineClient
 from frontend.flight import Take
 from frontend.protocol import CONNECTION_LOST
-from frontend.responses import sliced
-from frontend.tokenizer import Tokenizer
+from frontend.responses import sliced, unit_length
+from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
+from frontend.tokenizer import Side, Token, Tokenizer, Tokens
 from ipc.bundle import Bundle
 from ipc.errors import InvalidRequest
 from ipc.messages import Priority
@@ -48,14 +50,30 @@ class Embedded:
         return headers
 
 
-class Embedder:
-    """Bounds, tokenizer and engine behind one call."""
+class Terms(NamedTuple):
+    """What a request's headers ask for; times are CLOCK_MONOTONIC in ns."""
 
-    def __init__(self, settings: Settings, bundle: Bundle, tokenizer: Tokenizer, client: EngineClient) -> None:
+    began: int
+    deadline: int
+    priority: Priority
+
+
+class Embedder:
+    """Bounds, tokenizer and engine behind one call. `cl100k` is there if the setting `token_input` asks for it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bundle: Bundle,
+        tokenizer: Tokenizer,
+        client: EngineClient,
+        cl100k: Decoder | None = None,
+    ) -> None:
         self.settings = settings
         self.bundle = bundle
         self.client = client
         self._tokenizer = tokenizer
+        self._cl100k = cl100k
 
     async def embed(
         self,
@@ -65,23 +83,77 @@ class Embedder:
         *,
         field: str,
         truncate: bool,
+        side: Side = "right",
+        prompt_name: str | None = None,
+        normalize: bool | None = None,
         dimensions: int | None = None,
     ) -> Embedded:
         """Embed texts and encode each vector with `take`. `field` is what the dialect calls the texts.
 
-        Raises a RequestError, or ClientDisconnect once nobody waits for the answer.
+        `normalize` scales to length 1 or not; None leaves that to the model. Raises a RequestError, or
+        ClientDisconnect once nobody waits for the answer.
         """
-        began = time.monotonic_ns()
-        deadline = began + self._timeout_ns(request)
-        priority = _priority(request)
-        self._check(texts, field)
-        if dimensions is not None:
-            take = self._slice(take, dimensions)
-        tokens = await self._tokenizer.encode(texts, truncate=truncate)
+        terms = self._terms(request)
+        take = self._shape(take, normalize, dimensions)
+        texts = self._prompted(texts, field, prompt_name)
+        tokens = await self._tokenizer.encode(texts, truncate=truncate, side=side)
+        return await self._submit(request, terms, tokens, take)
+
+    async def embed_ids(
+        self,
+        request: Request,
+        lists: IdLists,
+        take: Take,
+        *,
+        truncate: bool,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+    ) -> Embedded:
+        """Embed token ids as the setting `token_input` says. Raises as `embed` does."""
+        match self.settings.token_input:
+            case "reject":
+                raise InvalidRequest(REFUSAL, param="input")
+            case "model":
+                return await self._embed_own_ids(request, lists, take, prompt_name, dimensions)
+            case "cl100k":
+                assert self._cl100k is not None, "the start loads it"
+                self._check_count(lists, "input")
+                texts = await self._tokenizer.off_loop(sum(map(len, lists)), decode, self._cl100k, lists)
+                return await self.embed(
+                    request,
+                    texts,
+                    take,
+                    field="input",
+                    truncate=truncate,
+                    prompt_name=prompt_name,
+                    dimensions=dimensions,
+                )
+
+    async def _embed_own_ids(
+        self, request: Request, lists: IdLists, take: Take, prompt_name: str | None, dimensions: int | None
+    ) -> Embedded:
+        self._check_count(lists, "input")
+        if prompt_name is not None and self._prompt(prompt_name):
+            raise InvalidRequest("No prompt can be put before token ids: send text.", param="prompt_name")
+        terms = self._terms(request)
+        take = self._shape(take, None, dimensions)
+        bounds = self.bundle.vocab_size, self.bundle.max_tokens
+        ids = await self._tokenizer.off_loop(sum(map(len, lists)), accept, lists, *bounds)
+        return await self._submit(request, terms, Tokens(ids, 0), take)
+
+    async def split(
+        self, texts: Sequence[str], take: Callable[[list[Token]], bytes], *, special: bool, prompt_name: str | None
+    ) -> list[bytes]:
+        """What `take` makes of the tokens of each text, under the same bounds. Raises a RequestError."""
+        return await self._tokenizer.split(self._prompted(texts, "inputs", prompt_name), take, special=special)
+
+    async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take) -> Embedded:
         tokenized = time.monotonic_ns()
         lost = _connection_lost(request)
         try:
-            call = await self.client.embed(tokens.texts, take, deadline_ns=deadline, priority=priority, lost=lost)
+            call = await self.client.embed(
+                tokens.texts, take, deadline_ns=terms.deadline, priority=terms.priority, lost=lost
+            )
         except asyncio.CancelledError:
             if lost is not None and lost.done():
                 raise ClientDisconnect from None
@@ -90,8 +162,8 @@ class Embedder:
             parts=call.parts,
             tokens=tokens.total,
             truncated=tokens.truncated,
-            total_ns=time.monotonic_ns() - began,
-            tokenize_ns=tokenized - began,
+            total_ns=time.monotonic_ns() - terms.began,
+            tokenize_ns=tokenized - terms.began,
             wait_ns=call.wait_ns,
             compute_ns=call.compute_ns,
         )
@@ -102,7 +174,25 @@ class Embedder:
         deadline = time.monotonic_ns() + int(timeout_s * 1e9)
         await self.client.embed(tokens.texts, bytes, deadline_ns=deadline, priority=Priority.INTERACTIVE)
 
-    def _check(self, texts: Sequence[str], field: str) -> None:
+    def _prompted(self, texts: Sequence[str], field: str, prompt_name: str | None) -> Sequence[str]:
+        """The texts with their prompt, if any, once they are seen to be within bounds."""
+        self._check_count(texts, field)
+        if "" in texts:
+            raise InvalidRequest(f"Text {texts.index('')} of `{field}` is empty.", param=field)
+        prompt = self._prompt(prompt_name)
+        return [prompt + text for text in texts] if prompt else texts
+
+    def _prompt(self, name: str | None) -> str:
+        prompts = self.bundle.prompts
+        name = name or self.bundle.default_prompt_name
+        if name is None:
+            return ""
+        if name not in prompts:
+            there = f"choose one of: {', '.join(sorted(prompts))}" if prompts else "leave it out, the model has none"
+            raise InvalidRequest(f"`prompt_name` is no prompt of the model: {there}.", param="prompt_name")
+        return prompts[name]
+
+    def _check_count(self, texts: Sequence[object], field: str) -> None:
         if not texts:
             raise InvalidRequest(f"`{field}` is empty: send at least one text.", param=field)
         if len(texts) > self.settings.max_inputs:
@@ -110,16 +200,27 @@ class Embedder:
                 f"`{field}` has {len(texts)} texts, the most is {self.settings.max_inputs}: send several requests.",
                 param=field,
             )
-        if "" in texts:
-            raise InvalidRequest(f"Text {texts.index('')} of `{field}` is empty.", param=field)
 
-    def _slice(self, take: Take, dimensions: int) -> Take:
-        if dimensions > self.bundle.dim:
+    def _shape(self, take: Take, normalize: bool | None, dimensions: int | None) -> Take:
+        """`take` for the asked part and length of each vector. `dimensions` alone means a part of length 1."""
+        if normalize is False and self.bundle.normalize:
             raise InvalidRequest(
-                f"`dimensions` is {dimensions}, the model has {self.bundle.dim}: ask for at most that many.",
-                param="dimensions",
+                "`normalize` must be true or left out: the model itself scales its vectors to length 1, and what they "
+                "were before cannot be had.",
+                param="normalize",
             )
-        return sliced(take, dimensions)
+        if dimensions is not None:
+            if dimensions > self.bundle.dim:
+                raise InvalidRequest(
+                    f"`dimensions` is {dimensions}, the model has {self.bundle.dim}: ask for at most that many.",
+                    param="dimensions",
+                )
+            return sliced(take, dimensions, normalize=normalize is not False)
+        return unit_length(take) if normalize and not self.bundle.normalize else take
+
+    def _terms(self, request: Request) -> Terms:
+        began = time.monotonic_ns()
+        return Terms(began, began + self._timeout_ns(request), _priority(request))
 
     def _timeout_ns(self, request: Request) -> int:
         most = self.settings.request_timeout_ms

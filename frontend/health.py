@@ -1,4 +1,4 @@
-"""`/health`: this process runs. `/ready`: an embedding went through lately."""
+"""`/health`: this process runs. `/ready`, also `/readiness` and `/ping`: an embedding went through lately."""
 
 from __future__ import annotations
 

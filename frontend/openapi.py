@@ -17,6 +17,8 @@ from ipc.errors import RequestError
 from ipc.settings import Settings
 
 Json = dict[str, Any]
+# What is allowed of a field of each type; None where that type is not taken.
+Limits = dict[str, Json | None]
 
 VERSION: Final = "0.1.0"
 EXAMPLE_ID: Final = "01234567-example"
@@ -87,10 +89,9 @@ DESCRIPTION: Final = (
 def build_document(settings: Settings, bundle: Bundle) -> bytes:
     """The document as JSON, with the limits of these settings and this model."""
     schemas, components = _schemas()
-    most = {"dimensions": bundle.dim, "embedding": bundle.dim, "input": settings.max_inputs}
+    limits = _limits(settings, bundle)
     for component in components.values():
-        _bound(component, most | {"inputs": settings.max_inputs})
-    _texts_only(components["EmbeddingsBody"]["properties"]["input"])
+        _narrow(component, limits)
     whole = {
         "openapi": "3.1.0",
         "info": {
@@ -130,29 +131,39 @@ def build_document(settings: Settings, bundle: Bundle) -> bytes:
 
 def _schemas() -> tuple[Mapping[Any, Json], dict[str, Json]]:
     """Each type of the table with its schema, and the components that these refer to."""
-    types = {op.body: None for op in OPERATIONS} | {op.answer: None for op in OPERATIONS}
+    types: dict[Any, None] = {kind: None for op in OPERATIONS for kind in (*op.body, op.answer)}
     types |= {kind: None for op in OPERATIONS for kind in op.other.values()}
     types |= {family.error: None for family in FAMILIES}
-    types.pop(None)
+    del types[None]
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     return dict(zip(types, schemas, strict=True)), components
 
 
-def _bound(schema: Json, most: Mapping[str, int]) -> None:
-    """Add what settings and model allow at most to the fields of these names."""
-    keywords = {"integer": "maximum", "array": "maxItems"}
-    for name in schema.get("properties", {}).keys() & most.keys():
+def _limits(settings: Settings, bundle: Bundle) -> dict[str, Limits]:
+    """What settings and model allow of a field, by its name."""
+    inputs: Limits = {"array": {"maxItems": settings.max_inputs}}
+    only_texts: Limits = {"array": {"maxItems": settings.max_inputs, "items": {"type": "string", "minLength": 1}}}
+    return {
+        "dimensions": {"integer": {"maximum": bundle.dim}},
+        "embedding": {"array": {"maxItems": bundle.dim}},
+        "inputs": inputs,
+        "input": only_texts if settings.token_input == "reject" else {},  # noqa: S105 - no password
+        "sentences": {"array": {"maxItems": settings.max_inputs - 1}},
+        "normalize": {"boolean": {"enum": [True]}} if bundle.normalize else {},
+        "prompt_name": {"string": {"enum": sorted(bundle.prompts)} if bundle.prompts else None},
+    }
+
+
+def _narrow(schema: Json, limits: Mapping[str, Limits]) -> None:
+    """Narrow the fields of a component to what is allowed."""
+    for name in schema.get("properties", {}).keys() & limits.keys():
         field = schema["properties"][name]
-        for kind in field.get("anyOf", [field]):
-            if keyword := keywords.get(kind.get("type")):
-                kind[keyword] = most[name]
-
-
-def _texts_only(field: Json) -> None:
-    """Leave token ids out: they are decoded to be refused with the way out."""
-    for kind in field["anyOf"]:
-        if "items" in kind:
-            kind["items"] = next(item for item in kind["items"]["anyOf"] if item["type"] == "string")
+        for kind in list(field.get("anyOf", [field])):
+            narrower = limits[name].get(kind.get("type", ""), {})
+            if narrower is None:
+                field["anyOf"].remove(kind)
+            else:
+                kind.update(narrower)
 
 
 def _paths(schemas: Mapping[Any, Json]) -> Json:
@@ -176,9 +187,10 @@ def _operation(op: Operation, path: str, schemas: Mapping[Any, Json]) -> Json:
         written |= {"x-alias-of": op.path, "description": f"The same as `{op.path}`."}
     if op.is_open:
         written["security"] = []
-    if op.body is not None:
+    if op.body:
+        any_of = [schemas[kind] for kind in op.body]
         examples = {title.replace(" ", "-"): {"summary": title, "value": body} for title, body in op.examples.items()}
-        content = {JSON: {"schema": schemas[op.body], "examples": examples}}
+        content = {JSON: {"schema": any_of[0] if len(any_of) == 1 else {"anyOf": any_of}, "examples": examples}}
         written["requestBody"] = {"required": True, "content": content}
     return written
 

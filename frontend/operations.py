@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from frontend import answers
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.tokenizer import Token
 from ipc.errors import (
     BodyTooLarge,
     DeadlineExceeded,
@@ -67,9 +68,9 @@ FAMILIES: Final = (OPENAI, TEI, ORIGINAL, SERVER)
 class Operation:
     """One method of one path, and of its aliases in `also`.
 
-    `body` and `answer` are types that msgspec makes schemas of. `examples` are bodies that work, by what they show;
-    `shown` is an answer to the first of them, its vectors cut short. `other` holds answers that are no errors, by
-    status; `media` the types of a 200, of which only JSON has a schema.
+    `body` (any one of these) and `answer` are types that msgspec makes schemas of. `examples` are bodies that work, by
+    what they show; `shown` is an answer to the first of them, its vectors cut short. `other` holds answers that are no
+    errors, by status; `media` the types of a 200, of which only JSON has a schema.
     """
 
     method: str
@@ -79,7 +80,7 @@ class Operation:
     errors: Errors
     answer: Any = None
     shown: Any = None
-    body: type | None = None
+    body: tuple[type, ...] = ()
     examples: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     other: Mapping[int, type] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class Operation:
 
 
 TEXT: Final = "The quick brown fox"
+COMPARISON: Final = {"source_sentence": TEXT, "sentences": ["A fast auburn fox", "Interest rates rose"]}
 SHORT_VECTOR: Final = [0.0612, -0.0225, 0.0448]
 
 OPERATIONS: Final = (
@@ -106,7 +108,7 @@ OPERATIONS: Final = (
         "Embed texts",
         OPENAI,
         EMBEDDING,
-        body=openai.EmbeddingsBody,
+        body=(openai.EmbeddingsBody,),
         examples={
             "one text": {"input": TEXT, "model": DEFAULT_MODEL},
             "several texts, the first 64 numbers of each, as base64": {
@@ -143,7 +145,7 @@ OPERATIONS: Final = (
         "Embed texts: a bare list of vectors",
         TEI,
         EMBEDDING,
-        body=tei.EmbedBody,
+        body=(tei.EmbedBody,),
         examples={
             "one text": {"inputs": TEXT},
             "several texts, cut where they are too long": {"inputs": [TEXT, "jumps"], "truncate": True},
@@ -154,11 +156,70 @@ OPERATIONS: Final = (
     ),
     Operation(
         "POST",
+        "/similarity",
+        "Compare a text with others: the cosine of each",
+        TEI,
+        EMBEDDING,
+        body=(tei.SimilarityBody,),
+        examples={
+            "two comparisons": {"inputs": COMPARISON},
+            "texts cut where they are too long": {"inputs": COMPARISON, "parameters": {"truncate": True}},
+        },
+        answer=list[answers.Cosine],
+        shown=[0.7131, 0.0214],
+    ),
+    Operation(
+        "POST",
+        "/",
+        "What `/embed` or `/similarity` does, by the body",
+        TEI,
+        EMBEDDING,
+        body=(tei.EmbedBody, tei.SimilarityBody),
+        examples={"vectors": {"inputs": [TEXT], "truncate": True}, "cosines": {"inputs": COMPARISON}},
+        answer=list[answers.Vector | answers.Cosine],
+        shown=[SHORT_VECTOR],
+    ),
+    Operation(
+        "POST",
+        "/tokenize",
+        "Split texts into tokens; `start` and `stop` count bytes of UTF-8",
+        TEI,
+        (*WITH_BODY, InputTooLong),
+        body=(tei.TokenizeBody,),
+        examples={"one text": {"inputs": "fox", "add_special_tokens": False}, "several texts": {"inputs": [TEXT, "a"]}},
+        answer=list[list[Token]],
+        shown=[[{"id": 4419, "text": "fox", "special": False, "start": 0, "stop": 3}]],
+    ),
+    Operation(
+        "GET",
+        "/info",
+        "The model and the limits",
+        TEI,
+        KEYED,
+        answer=answers.Info,
+        shown={
+            "model_id": DEFAULT_MODEL,
+            "model_sha": "1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+            "model_dtype": "float32",
+            "model_type": {"embedding": {"pooling": "mean"}},
+            "max_concurrent_requests": 16384,
+            "max_input_length": 256,
+            "max_batch_tokens": 2048,
+            "max_batch_requests": 16,
+            "max_client_batch_size": 2048,
+            "auto_truncate": False,
+            "dimensions": 384,
+            "prompts": [],
+            "default_prompt_name": None,
+        },
+    ),
+    Operation(
+        "POST",
         "/v1/embed",
         "Embed one text, cut where it is too long",
         ORIGINAL,
         EMBEDDING,
-        body=original.EmbedBody,
+        body=(original.EmbedBody,),
         examples={"one text": {"input_text": TEXT}},
         answer=answers.EmbedAnswer,
         shown={"embedding": SHORT_VECTOR, "model": DEFAULT_MODEL},
@@ -181,6 +242,7 @@ OPERATIONS: Final = (
         answer=answers.Ready,
         shown={"status": "ready", "model": DEFAULT_MODEL},
         other={503: answers.NotReady},
+        also=("/readiness", "/ping"),
     ),
     Operation("GET", "/openapi.json", "This interface as an OpenAPI document", SERVER, OPEN, answer=dict[str, Any]),
     Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, also=("/",), media=("text/html",)),

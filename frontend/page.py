@@ -100,6 +100,8 @@ class Page:
     def fields(self, schema: Json, before: str = "") -> Iterator[tuple[str, ...]]:
         """Name, type, default and meaning of each field; those of an object within follow it."""
         schema = self._resolve(schema)
+        for kind in schema.get("anyOf", ()):
+            yield from self.fields(kind, before)
         for name, field in schema.get("properties", {}).items():
             default = "required" if name in schema.get("required", ()) else orjson.dumps(field.get("default")).decode()
             yield tag("code", before + name), self._type(field), default, field.get("description", "")
@@ -109,9 +111,9 @@ class Page:
         """A field's type in words, with its limits."""
         schema = self._resolve(schema)
         if "anyOf" in schema:
-            return " or ".join(self._type(kind) for kind in schema["anyOf"] if kind != {"type": "null"})
+            return " or ".join(self._type(kind) for kind in schema["anyOf"] if kind != {"type": "null"}) or "`null`"
         if "enum" in schema:
-            return " or ".join(f"`{value}`" for value in schema["enum"])
+            return " or ".join(f"`{orjson.dumps(value).decode()}`" for value in schema["enum"])
         kind = str(schema.get("type", "anything"))
         words = f"list of {self._item(schema['items'])}" if "items" in schema else TYPES.get(kind, kind)
         limits = [text.format(schema[name]) for name, text in LIMITS.items() if name in schema]

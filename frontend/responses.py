@@ -79,12 +79,18 @@ def base64_vector(row: Row) -> bytes:
     return b'"' + binascii.b2a_base64(row.data, newline=False) + b'"'
 
 
-def sliced(take: Callable[[Row], bytes], dimensions: int) -> Callable[[Row], bytes]:
-    """Encode only the first `dimensions` numbers, scaled to length 1 again."""
+def sliced(take: Callable[[Row], bytes], dimensions: int, *, normalize: bool = True) -> Callable[[Row], bytes]:
+    """Encode only the first `dimensions` numbers, scaled to length 1 again if `normalize`."""
+    if normalize:
+        take = unit_length(take)
+    return lambda row: take(row[:dimensions])
 
-    def take_slice(row: Row) -> bytes:
-        head = row[:dimensions]
-        norm = np.linalg.norm(head)
-        return take(head / norm if norm else head.copy())
 
-    return take_slice
+def unit_length(take: Callable[[Row], bytes]) -> Callable[[Row], bytes]:
+    """Encode the vector scaled to length 1; one of length 0 stays as it is."""
+
+    def take_scaled(row: Row) -> bytes:
+        norm = np.linalg.norm(row)
+        return take(row / norm if norm else row)
+
+    return take_scaled

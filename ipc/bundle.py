@@ -49,7 +49,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `revision` is a hub commit, or "sha256:" and the hash of the weights. `max_tokens` counts the special tokens.
     `normalize` tells whether vectors have length 1; pooling and normalization are inside the graph.
-    `precisions` maps a precision ("fp32") to the name of its graph.
+    `precisions` maps a precision ("fp32") to the name of its graph. `prompts` are put before a text by their names, and
+    the one that `default_prompt_name` names where the client names none; bundles made before there were any lack both.
     """
 
     format: Literal[1] = 1
@@ -64,6 +65,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[FileName, FileRecord]
     precisions: dict[str, FileName]
     parity: Parity
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
 
 
 class Bundle(Manifest, frozen=True, kw_only=True):
@@ -90,7 +93,8 @@ class Bundle(Manifest, frozen=True, kw_only=True):
     def fingerprint(self) -> str:
         """Hex sha256 over everything that vectors depend on: two bundles that share it are interchangeable.
 
-        The id, the revision and the measured parity are left out: they name or describe, and change no vector.
+        The id, the revision and the measured parity are left out: they name or describe, and change no vector. So are
+        prompts: they change which ids a text has, not what vector ids have.
         """
         parts = [f"{name} {record.sha256}" for name, record in sorted(self.files.items())]
         parts += [f"{field} {getattr(self, field)}" for field in _DECIDES_VECTORS]
@@ -139,6 +143,8 @@ def _read_manifest(folder: Path) -> Manifest:
     for name in (TOKENIZER, *manifest.precisions.values()):
         if name not in manifest.files:
             raise _unusable(folder, f"{MANIFEST} has no sha256 for {name}")
+    if manifest.default_prompt_name is not None and manifest.default_prompt_name not in manifest.prompts:
+        raise _unusable(folder, f"{MANIFEST} has no prompt {manifest.default_prompt_name!r}, its default")
     if not manifest.precisions:
         raise _unusable(folder, f"{MANIFEST} names no graph")
     return manifest

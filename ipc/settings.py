@@ -42,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         Meta(description="key clients must send; empty: made once and kept in `EMBEDLANE_DATA_DIR/api-key`"),
     ] = ""
+    redis_url: Annotated[
+        str, Meta(description="Redis that all machines share for limits and cache; empty: each machine for itself")
+    ] = ""
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),
@@ -73,6 +76,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_chars: Annotated[
         int, Meta(ge=1, description="longest text that is tokenized whole; a longer one only with truncation")
     ] = 65_536
+    token_input: Annotated[
+        Literal["reject", "model", "cl100k"],
+        Meta(description="token ids as OpenAI's `input`: refused, taken as this model's, or decoded as cl100k's"),
+    ] = "reject"  # noqa: S105 - no password
 
     def __repr__(self) -> str:
         """Name the table without its values: one of them is a secret."""

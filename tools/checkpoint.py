@@ -5,7 +5,7 @@ The tensors' names and shapes are settled here, once: graph and reference both t
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Checkpoint:
     pooling: Pooling
     normalize: bool
     max_tokens: int
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -43,7 +45,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     config = _read_config(folder)
     pooling, normalize, notes = _read_modules(folder)
     tokenizer = _read_tokenizer(folder)
-    _check_prompts(folder)
+    prompts, default = _read_prompts(folder)
     return Checkpoint(
         config=config,
         weights=_read_weights(folder / WEIGHTS, config),
@@ -51,6 +53,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         pooling=pooling,
         normalize=normalize,
         max_tokens=_max_tokens(folder, config),
+        prompts=prompts,
+        default_prompt_name=default,
         notes=notes,
     )
 
@@ -107,6 +111,9 @@ def _read_modules(folder: Path) -> tuple[Pooling, bool, tuple[str, ...]]:
             f"{folder} is built of the modules {' → '.join(names) or '(none)'}; supported: "
             "Transformer → Pooling, and Transformer → Pooling → Normalize."
         )
+    pooling = _read_object(folder / kinds[1][1] / "config.json")
+    if pooling.get("include_prompt") is False and any(_read_prompts(folder)[0].values()):
+        raise StartError(f"{folder} leaves its prompts out of the pooling (include_prompt), which is not supported.")
     return _read_pooling(folder / kinds[1][1] / "config.json"), "Normalize" in names, ()
 
 
@@ -147,12 +154,16 @@ def _read_tokenizer(folder: Path) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _check_prompts(folder: Path) -> None:
-    """Refuse a model that puts a prompt before every text: its vectors would differ without one."""
-    content = _read_object(folder / "config_sentence_transformers.json")
-    name = content.get("default_prompt_name")
-    if name and (content.get("prompts") or {}).get(name):
-        raise StartError(f"{folder} puts the prompt {name!r} before every text, which is not supported.")
+def _read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts by name, and the name of the one that is put before every text; most models have neither."""
+    path = folder / "config_sentence_transformers.json"
+    content = _read_object(path)
+    prompts, default = content.get("prompts") or {}, content.get("default_prompt_name") or None
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise StartError(f"{path} has prompts that are not texts by name.")
+    if default is not None and default not in prompts:
+        raise StartError(f"{path} names the default prompt {default!r}, which is not among its prompts.")
+    return prompts, default
 
 
 def _read_weights(path: Path, config: BertConfig) -> Weights:

@@ -183,6 +183,8 @@ def _describe(fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: 
         },
         precisions={"fp32": GRAPH},
         parity=parity,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
     )
 
 

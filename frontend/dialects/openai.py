@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Container
+from typing import Annotated, Final, Literal
 
 import msgspec
 import orjson
@@ -10,7 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.body import SOME, Text, read_json
+from frontend.body import Dimensions, PromptName, Text, Truncate, read_json
 from frontend.embed import Embedder
 from frontend.responses import OPENAI_STATUS as STATUS
 from frontend.responses import base64_vector, json_response, json_vector
@@ -18,38 +19,63 @@ from ipc.errors import InvalidRequest, RequestError, Unauthorized
 
 __all__ = ["STATUS", "embeddings", "error_body", "models"]
 
-REFUSE_IDS = (
-    "`input` holds token ids, which are another model's unless the client knows this one: send text. "
-    "With langchain-openai, pass check_embedding_ctx_length=False."
-)
+# What models call the prompts of queries and of the texts that are searched.
+PROMPTS_OF: Final = {
+    "query": ("query",),
+    "passage": ("passage", "document"),
+    "document": ("document", "passage"),
+}
 
 
 class EmbeddingsBody(msgspec.Struct):
-    """Other fields, `user` among them, are ignored. `truncate` is an extension: `extra_body` in OpenAI's client."""
+    """Other fields, `user` among them, are ignored.
+
+    `truncate`, `prompt_name` and `input_type` are extensions: `extra_body` in OpenAI's client.
+    """
 
     input: Annotated[
-        Text | Annotated[list[Text | int | list[int]], Meta(extra_json_schema=SOME)],
-        Meta(description="One text, or several."),
+        Text | Annotated[list[Text | int | list[int]], Meta(extra_json_schema={"minItems": 1})],
+        Meta(description="One text, or several; token ids only where EMBEDLANE_TOKEN_INPUT allows them."),
     ]
     model: Annotated[str | None, Meta(description="Any name: this server has one model, and says which.")] = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
         Meta(description="`float` unless given; `base64` is of little-endian float32."),
     ] = None
-    dimensions: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Meta(description="Keep so many numbers of each vector, scaled to length 1 again."),
+    dimensions: Dimensions = None
+    truncate: Truncate = None
+    prompt_name: PromptName = None
+    input_type: Annotated[
+        Literal["query", "passage", "document"] | None,
+        Meta(description="Take the model's prompt for texts of this kind, if it has one."),
     ] = None
-    truncate: Annotated[bool | None, Meta(description="Cut texts that are too long, instead of 400.")] = None
 
-    def texts(self) -> list[str]:
-        """The input as a list of texts. Raises InvalidRequest for token ids."""
+    def texts(self) -> list[str] | None:
+        """The input as a list of texts; None if it holds token ids."""
         if isinstance(self.input, str):
             return [self.input]
         texts = [text for text in self.input if isinstance(text, str)]
-        if len(texts) != len(self.input):
-            raise InvalidRequest(REFUSE_IDS, param="input")
-        return texts
+        return texts if len(texts) == len(self.input) else None
+
+    def id_lists(self) -> list[list[int]]:
+        """The input as lists of token ids, one a text. Raises InvalidRequest for a mixture."""
+        lists = [ids for ids in self.input if isinstance(ids, list)]
+        if len(lists) == len(self.input):
+            return lists
+        ids = [one for one in self.input if isinstance(one, int)]
+        if len(ids) != len(self.input):
+            raise InvalidRequest(
+                "`input` mixes texts, token ids and lists of token ids (with langchain-openai, pass "
+                "check_embedding_ctx_length=False): send texts.",
+                param="input",
+            )
+        return [ids]
+
+    def prompt(self, prompts: Container[str]) -> str | None:
+        """The name of the prompt that is asked for, by its name or by the kind of text, where the model has one."""
+        if self.prompt_name is not None or self.input_type is None:
+            return self.prompt_name
+        return next((name for name in PROMPTS_OF[self.input_type] if name in prompts), None)
 
 
 _decoder = msgspec.json.Decoder(EmbeddingsBody)
@@ -60,14 +86,23 @@ async def embeddings(request: Request) -> Response:
     embedder: Embedder = request.app.state.embedder
     body = await read_json(request, _decoder, embedder.settings.max_body_bytes)
     take = json_vector if body.encoding_format == "float" or body.encoding_format is None else base64_vector
-    done = await embedder.embed(
-        request,
-        body.texts(),
-        take,
-        field="input",
-        truncate=bool(body.truncate),
-        dimensions=body.dimensions,
-    )
+    texts = body.texts()
+    prompt_name = body.prompt(embedder.bundle.prompts)
+    truncate = bool(body.truncate)
+    if texts is not None:
+        done = await embedder.embed(
+            request,
+            texts,
+            take,
+            field="input",
+            truncate=truncate,
+            prompt_name=prompt_name,
+            dimensions=body.dimensions,
+        )
+    else:
+        done = await embedder.embed_ids(
+            request, body.id_lists(), take, truncate=truncate, prompt_name=prompt_name, dimensions=body.dimensions
+        )
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, part) for index, part in enumerate(done.parts)
     )
