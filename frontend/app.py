@@ -9,9 +9,11 @@ from typing import Final
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
-from frontend import health
+from frontend import docs, health
 from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
@@ -25,12 +27,18 @@ from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.settings import Settings
 
+
+async def root(request: Request) -> Response:
+    """`/`: text-embeddings-inference's POST, and the page for people."""
+    return await (tei.root if request.method == "POST" else docs.page)(request)
+
+
 ROUTES: Final = [
     Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embeddings", openai.embeddings, methods=["POST"]),
     Route("/embed", tei.embed, methods=["POST"]),
     Route("/similarity", tei.similarity, methods=["POST"]),
-    Route("/", tei.root, methods=["POST"]),
+    Route("/", root, methods=["GET", "POST"]),
     Route("/tokenize", tei.tokenize, methods=["POST"]),
     Route("/info", tei.info, methods=["GET"]),
     Route("/v1/embed", original.embed, methods=["POST"]),
@@ -40,9 +48,11 @@ ROUTES: Final = [
     Route("/ready", health.ready, methods=["GET"]),
     Route("/readiness", health.ready, methods=["GET"]),
     Route("/ping", health.ready, methods=["GET"]),
+    Route("/openapi.json", docs.document, methods=["GET"]),
+    Route("/docs", docs.page, methods=["GET"]),
 ]
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/openapi.json", "/docs", "/"})
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "/v1/embeddings": openai,
@@ -90,4 +100,5 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     )
     # A redirect would name the scheme and host that the client's headers claim.
     app.router.redirect_slashes = False
+    app.state.documentation = docs.Documentation(settings, bundle)
     return app

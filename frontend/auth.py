@@ -31,7 +31,10 @@ class Auth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. Raises Unauthorized."""
-        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+        # An open path is open for reading: another method of it may be a dialect's.
+        if scope["type"] == "http" and (
+            scope["path"] not in self._open_paths or scope["method"] not in {"GET", "HEAD"}
+        ):
             self._check(scope)
         await self._app(scope, receive, send)
 

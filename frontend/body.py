@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 
 from ipc.errors import BodyTooLarge, InvalidRequest, UnsupportedMedia
 
 T = TypeVar("T")
+
+# Fields that dialects share. What is extra is for the document: the server refuses it later, in a better sentence.
+Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+Texts = Annotated[list[Text], Meta(extra_json_schema={"minItems": 1})]
+Truncate = Annotated[bool | None, Meta(description="Cut texts that are too long, instead of refusing them.")]
+PromptName = Annotated[
+    str | None, Meta(description="The prompt that is put before each text; the model's default unless given.")
+]
+Dimensions = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    Meta(description="Keep so many numbers of each vector, scaled to length 1 again."),
+]
 
 
 async def read_json(request: Request, decoder: msgspec.json.Decoder[T], most_bytes: int) -> T:

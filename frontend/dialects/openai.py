@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.body import read_json
+from frontend.body import Dimensions, PromptName, Text, Truncate, read_json
 from frontend.embed import Embedder
 from frontend.raw import raw_media, raw_response
 from frontend.responses import OPENAI_STATUS as STATUS
@@ -34,13 +34,22 @@ class EmbeddingsBody(msgspec.Struct):
     `truncate`, `prompt_name` and `input_type` are extensions: `extra_body` in OpenAI's client.
     """
 
-    input: str | list[str | int | list[int]]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
-    truncate: bool | None = None
-    prompt_name: str | None = None
-    input_type: Literal["query", "passage", "document"] | None = None
+    input: Annotated[
+        Text | Annotated[list[Text | int | list[int]], Meta(extra_json_schema={"minItems": 1})],
+        Meta(description="One text, or several; token ids only where EMBEDLANE_TOKEN_INPUT allows them."),
+    ]
+    model: Annotated[str | None, Meta(description="Any name: this server has one model, and says which.")] = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="`float` unless given; `base64` is of little-endian float32."),
+    ] = None
+    dimensions: Dimensions = None
+    truncate: Truncate = None
+    prompt_name: PromptName = None
+    input_type: Annotated[
+        Literal["query", "passage", "document"] | None,
+        Meta(description="Take the model's prompt for texts of this kind, if it has one."),
+    ] = None
 
     def texts(self) -> list[str] | None:
         """The input as a list of texts; None if it holds token ids."""

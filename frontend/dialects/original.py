@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import orjson
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +26,13 @@ MOST_CHARS = 1024
 class EmbedBody(msgspec.Struct):
     """The text is stripped; then it must have 1 to 1,024 characters."""
 
-    input_text: str
+    input_text: Annotated[
+        str,
+        Meta(
+            description="Cut where it is longer than the model takes.",
+            extra_json_schema={"minLength": 1, "maxLength": MOST_CHARS, "pattern": r"\S"},
+        ),
+    ]
 
 
 _decoder = msgspec.json.Decoder(EmbedBody)

@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.body import read_json
+from frontend.body import Dimensions, PromptName, Text, Texts, Truncate, read_json
 from frontend.embed import Embedder
 from frontend.raw import raw_media, raw_response
 from frontend.responses import STATUS, json_response, json_vector
@@ -23,20 +23,24 @@ __all__ = ["STATUS", "embed", "error_body", "info", "root", "similarity", "token
 # TEI's own names for the kinds of error, by status.
 ERROR_TYPES = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 DTYPES = {"fp32": "float32", "fp16": "float16"}
+SIDE_PATTERN: Final = "^([Ll][Ee][Ff][Tt]|[Rr][Ii][Gg][Hh][Tt])$"
 SIDES: Final[dict[str, Side]] = {"left": "left", "right": "right"}
 
 # Keeps a vector of zeros what it is; any other is far longer.
 SHORTEST = 1e-30
 
-Inputs = str | list[str]
+Inputs = Annotated[Text | Texts, Meta(description="One text, or several.")]
 
 
 class Truncation(msgspec.Struct):
     """What `/embed` has at its root and `/similarity` among its `parameters`. Fields that are not here are ignored."""
 
-    truncate: bool | None = None
-    truncation_direction: str | None = None
-    prompt_name: str | None = None
+    truncate: Truncate = None
+    truncation_direction: Annotated[
+        Annotated[str, Meta(extra_json_schema={"pattern": SIDE_PATTERN})] | None,
+        Meta(description="Where a text that is cut loses tokens: `right` unless given, or `left`; in either case."),
+    ] = None
+    prompt_name: PromptName = None
 
     def side(self) -> Side:
         """Where a text that is too long loses tokens. Raises InvalidRequest."""
@@ -48,41 +52,48 @@ class Truncation(msgspec.Struct):
         return side
 
 
+Parameters = Annotated[Truncation | None, Meta(description="How texts that are too long are treated.")]
+
+
 class Comparison(msgspec.Struct):
     """What a text is compared with."""
 
-    source_sentence: str
-    sentences: list[str]
+    source_sentence: Annotated[Text, Meta(description="The text to compare.")]
+    sentences: Annotated[Texts, Meta(description="The texts that it is compared with.")]
 
 
 class SimilarityBody(msgspec.Struct):
     """The body of `/similarity`."""
 
-    inputs: Comparison
-    parameters: Truncation | None = None
+    inputs: Annotated[Comparison, Meta(description="What is compared.")]
+    parameters: Parameters = None
 
 
 class EmbedBody(Truncation, kw_only=True):
     """The body of `/embed`."""
 
     inputs: Inputs
-    normalize: bool | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    normalize: Annotated[
+        bool | None, Meta(description="Scale vectors to length 1, which some models do in any case; true unless given.")
+    ] = None
+    dimensions: Dimensions = None
 
 
 class RootBody(EmbedBody, kw_only=True):
     """The body of `/`: what `/embed` or what `/similarity` takes."""
 
     inputs: str | list[str] | Comparison  # type: ignore[assignment]  # wider than in `/embed`
-    parameters: Truncation | None = None
+    parameters: Parameters = None
 
 
 class TokenizeBody(msgspec.Struct):
     """The body of `/tokenize`."""
 
     inputs: Inputs
-    add_special_tokens: bool | None = None
-    prompt_name: str | None = None
+    add_special_tokens: Annotated[
+        bool | None, Meta(description="With the tokens that the model puts around a text; true unless given.")
+    ] = None
+    prompt_name: PromptName = None
 
 
 _embed_decoder = msgspec.json.Decoder(EmbedBody)

@@ -56,10 +56,10 @@ class Inner:
         await Response("in")(scope, receive, send)
 
 
-async def passes(headers: Headers, path: str = "/embed") -> bool:
+async def passes(headers: Headers, path: str = "/embed", method: str = "GET") -> bool:
     auth = Auth(Inner(), KeyRing(KEY, NO_FILE), {"/open"})
     try:
-        sent = await Wire().ask(auth, {**post_scope(path), "headers": headers})
+        sent = await Wire().ask(auth, {**post_scope(path, method=method), "headers": headers})
     except Unauthorized:
         return False
     return bool(sent)
@@ -83,6 +83,8 @@ async def test_anything_else_is_refused(headers: Headers) -> None:
 )
 async def test_only_the_open_paths_need_no_key(path: str, is_open: bool) -> None:
     assert await passes([], path) == is_open
+    assert await passes([], path, "HEAD") == is_open
+    assert not await passes([], path, "POST")
 
 
 @pytest.mark.anyio
