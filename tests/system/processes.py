@@ -120,7 +120,8 @@ def is_tidy(stack: Stack, frontends: int = 2) -> bool:
     names = {path.name for path in stack.run_dir.iterdir()}
     singles = {"engine.lock", "engine.sock", "supervisor.sock", "supervisord.pid"}
     slabs = {name for name in names if name.startswith("slab-")}
-    locks = names - singles - slabs
+    tables = {name for name in names if name.startswith("limits-")}
+    locks = names - singles - slabs - tables
     return (
         singles <= names
         and len({name.partition(".")[0] for name in slabs}) == 1
