@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ log = logging.getLogger(__name__)
 Amounts = tuple[int, int, int]
 NOTHING: Final[Amounts] = (0, 0, 0)
 
-# A decision takes some us: most who find the lock taken need only let its holder run.
+# A decision takes some us: most who find the lock taken have it in a moment.
 SPIN_SECONDS: Final = 0.0002
 POLL_SECONDS: Final = 0.001
 # Longer than a holder is off its core on a busy machine: then it is stopped, and the others agree on another lock.
@@ -154,11 +153,9 @@ class EmbeddedWindows:
             await asyncio.sleep(POLL_SECONDS)
 
     def _spin(self) -> bool:
-        """Try for the lock for a moment, and let its holder run."""
+        """Try for the lock for a moment; without yielding the core, which may be gone for some time slices then."""
         give_up = time.monotonic() + SPIN_SECONDS
         while not self._lock.try_acquire():
-            # Few times: one yield may last a whole time slice of another process.
-            os.sched_yield()
             if time.monotonic() > give_up:
                 return False
         return True
