@@ -15,11 +15,13 @@ from starlette.routing import Route
 
 from frontend import docs, health
 from frontend.auth import Auth
-from frontend.client import EngineClient
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
-from frontend.embed import Embedder
 from frontend.errors import Errors, raise_ours
+from frontend.keys import KEYS_FILE, KeyRing
+from frontend.redis_link import RedisLink
+from frontend.request_log import RequestLog
+from frontend.services import open_embedder
 from frontend.token_ids import load_cl100k
 from frontend.tokenizer import Tokenizer
 from ipc.bundle import TOKENIZER, Bundle
@@ -40,6 +42,7 @@ ROUTES: Final = [
     Route("/tokenize", tei.tokenize, methods=["POST"]),
     Route("/info", tei.info, methods=["GET"]),
     Route("/v1/embed", original.embed, methods=["POST"]),
+    Route("/v1/usage", original.usage, methods=["GET"]),
     Route("/v1/models", openai.models, methods=["GET"]),
     Route("/health", health.health, methods=["GET"]),
     Route("/ready", health.ready, methods=["GET"]),
@@ -66,31 +69,31 @@ DIALECTS: Final[dict[str, Dialect]] = {
 def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
-    Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that.
+    `key` is the server's own; those of the key file are followed while it runs. Raises StartError for a tokenizer that
+    cannot be read, also OpenAI's where the settings ask for that, and for a Redis URL that is none.
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+    keys = KeyRing(key, settings.data_path / KEYS_FILE)
+    link = RedisLink(settings.redis_url) if settings.redis_url else None
+    log = RequestLog()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        client = EngineClient(
-            settings.run_path,
-            bundle.fingerprint,
-            most_flights=settings.queue_items,
-            grace_s=settings.engine_grace_ms / 1e3,
-        )
-        app.state.embedder = Embedder(settings, bundle, tokenizer, client, cl100k)
-        yield
-        client.close()
+        async with open_embedder(settings, bundle, tokenizer, cl100k, link) as app.state.embedder:
+            keys.watch()
+            yield
+            keys.close()
+        log.close()
         tokenizer.close()
 
     app = Starlette(
         routes=ROUTES,
         middleware=[
-            Middleware(Correlation),
+            Middleware(Correlation, log=log),
             Middleware(Errors, dialects=DIALECTS, default=original),
-            Middleware(Auth, key=key, open_paths=OPEN_PATHS),
+            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS),
         ],
         exception_handlers={HTTPException: raise_ours},
         lifespan=lifespan,

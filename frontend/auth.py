@@ -1,9 +1,7 @@
-"""The API key: made once, kept in a file of mode 0600, compared in constant time."""
+"""Who may ask: the key of a request, and the server's own key, made once and kept in a file of mode 0600."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import secrets
 from collections.abc import Container
@@ -11,20 +9,24 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from frontend.keys import KeyRing, make_secret
 from ipc.errors import StartError, Unauthorized
 from ipc.settings import Settings
 
 KEY_FILE = "api-key"
-KEY_PREFIX = "el-"
+# Where later middleware and handlers find the request's `frontend.keys.Key`.
+SCOPE_KEY = "embedlane.key"
 
 
 class Auth:
-    """Lets a request pass with the key, in `Authorization` (Bearer or raw) or `X-API-Key`, or to an open path."""
+    """Lets a request pass with a key, in `Authorization` (Bearer or raw) or `X-API-Key`, or to an open path.
 
-    def __init__(self, app: ASGIApp, key: str, open_paths: Container[str]) -> None:
+    The key found is `scope["embedlane.key"]` from there on; requests to open paths have none.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, open_paths: Container[str]) -> None:
         self._app = app
-        # Comparing digests of equal length tells nothing of the key's length either.
-        self._digest = _digest(key.encode())
+        self._keys = keys
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +43,9 @@ class Auth:
         for name, value in scope["headers"]:
             if name in {b"authorization", b"x-api-key"}:
                 given = value[7:] if value[:7].lower() == b"bearer " else value
-                if hmac.compare_digest(_digest(given.strip()), self._digest):
+                key = self._keys.find(given.strip())
+                if key is not None:
+                    scope[SCOPE_KEY] = key
                     return
         if given is None:
             raise Unauthorized("No API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
@@ -60,7 +64,7 @@ def load_or_make_key(settings: Settings) -> str:
     fault = "it is empty"
     try:
         if not path.exists():
-            _keep(path, KEY_PREFIX + secrets.token_urlsafe(32))
+            _keep(path, make_secret())
         if key := path.read_text().strip():
             return key
     except OSError as error:
@@ -86,7 +90,3 @@ def _keep(path: Path, key: str) -> None:
         return
     finally:
         draft.unlink()
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

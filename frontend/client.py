@@ -12,76 +12,63 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import zmq
 
-from frontend.flight import Call, Flight, Take
+from frontend import outcomes
+from frontend.breaker import PROBE_SECONDS, Breaker
+from frontend.flight import Call, Flight, Flights, Lent, Take
 from frontend.link import Link
+from frontend.outbox import Outbox
 from ipc import messages
-from ipc.errors import (
-    DeadlineExceeded,
-    EngineFailure,
-    EngineUnavailable,
-    MalformedFrame,
-    Overloaded,
-    PoisonRequest,
-    RequestError,
-)
+from ipc.errors import MalformedFrame
 from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
-from ipc.slab import FREE
+from ipc.slab import Row
 
 log = logging.getLogger(__name__)
 
 # The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
 # for its doing: one can be chance.
 MOST_DEATHS = 3
-RETRY_AFTER_SECONDS = 1.0
-# With so many texts under way a millisecond more costs no one anything, and a message for several texts costs both
-# sides far less than one for each.
-BUSY_FLIGHTS = 12
-BUSY_FLUSH_SECONDS = 0.001
-# Far below MAX_MESSAGE_BYTES with the longest texts: all that was in flight is sent at once to a new engine.
-MOST_IN_SUBMIT = 4096
-
-
-@dataclass(slots=True)
-class Outbox:
-    """What the next flush sends: all submits and cancels of one turn of the event loop."""
-
-    flights: list[Flight] = field(default_factory=list)
-    cancels: list[int] = field(default_factory=list)
-    is_scheduled: bool = False
+# A text of every vocabulary there is.
+PROBE = np.zeros(1, np.int32)
 
 
 class EngineClient:
     """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
 
-    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float) -> None:
+    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float, stall_s: float) -> None:
         self._run_dir = run_dir
         self._fingerprint = fingerprint
         self._most_flights = most_flights
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._flights: dict[int, Flight] = {}
+        self._flights = Flights()
         # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
         self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
-        self._outbox = Outbox()
-        self._refusal: str | None = None
+        self._outbox = Outbox(self._flights, self._joined_link)
         self._grace: asyncio.TimerHandle | None = None
+        self._probe: Flight | None = None
+        self.breaker = Breaker(stall_s, self._is_owed, self._ask)
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
+        # Gets key and row of each text that was asked for by key; the row is lent to it for that call only.
+        self.keep: Callable[[bytes, Row], None] | None = None
+        self.shared = 0
         self._link = self._connect()
 
     def close(self) -> None:
         """Let go of the engine; texts still in flight fail."""
         # What the calls do on their way out must not reach the closed socket.
         self.engine = None
-        self._refusal = "This front end is stopping: try again."
-        self._fail_all(self._refusal)
+        reason = "This front end is stopping: try again."
+        self.breaker.stop(reason)
+        self._fail_all(reason)
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -90,21 +77,27 @@ class EngineClient:
     async def embed(
         self,
         texts: Sequence[Ids],
-        take: Take,
+        take: Take | None,
         *,
         deadline_ns: int,
         priority: Priority,
         lost: asyncio.Future[None] | None = None,
+        keys: Sequence[bytes] = (),
     ) -> Call:
         """Send texts (each int32 [length]) and wait until every vector went through `take`.
 
-        `take` is called in the event loop with the row in the slab, which is lent to it for that call only.
+        `take` is called in the event loop with the row in the slab, which is lent to it for that call only. Without it
+        the call holds the rows themselves, and the caller releases it.
+        With `keys`, one for each text, a text whose key is under way already is not sent: both wait for one vector.
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
-        call = Call(take, [b""] * len(texts), len(texts), self._loop.create_future())
-        sequences = [self._launch(call, n, ids, deadline_ns, priority) for n, ids in enumerate(texts)]
+        call = self._new_call(take, len(texts), deadline_ns)
+        if keys:
+            flights = [self._board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
+        else:
+            flights = [self._launch(call, n, ids, priority, None) for n, ids in enumerate(texts)]
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
         if lost is not None:
             lost.add_done_callback(call.abandon)
@@ -112,64 +105,66 @@ class EngineClient:
             if texts:
                 await call.done
             return call
+        except BaseException:
+            call.release()
+            raise
         finally:
             timer.cancel()
             if lost is not None:
                 lost.remove_done_callback(call.abandon)
             if call.missing:
-                self._take_back(sequences)
+                self._take_back(call, flights)
+
+    def is_under_way(self, key: bytes) -> bool:
+        """Whether a text asked for by this key would share a flight."""
+        return self._flights.of_key(key) is not None
 
     # submit
 
     def _admit(self, texts: int) -> None:
-        if self._refusal is not None:
-            raise _unavailable(self._refusal)
+        self.breaker.check()
         if len(self._flights) + texts > self._most_flights:
-            raise Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
+            raise outcomes.too_many()
 
-    def _launch(self, call: Call, index: int, ids: Ids, deadline_ns: int, priority: Priority) -> int:
-        sequence = next(self._sequences)
-        flight = Flight(Submission(sequence, deadline_ns, priority, ids), call, index)
-        self._flights[sequence] = flight
-        self._outbox.flights.append(flight)
-        self._schedule_flush()
-        return sequence
+    def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
+        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns)
 
-    def _take_back(self, sequences: Sequence[int]) -> None:
-        for sequence in sequences:
-            flight = self._flights.pop(sequence, None)
-            if flight is not None and flight.is_sent:
-                self._outbox.cancels.append(sequence)
-        self._schedule_flush()
+    def _launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
+        flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
+        if not self._flights:
+            self.breaker.hear()
+        self._flights.add(flight)
+        self._outbox.submit(flight)
+        return flight
 
-    def _schedule_flush(self) -> None:
-        """Flush at the end of this turn of the loop, or soon where the engine has enough to do meanwhile."""
-        if not self._outbox.is_scheduled:
-            self._outbox.is_scheduled = True
-            if len(self._flights) < BUSY_FLIGHTS:
-                self._loop.call_soon(self._flush)
-            else:
-                self._loop.call_later(BUSY_FLUSH_SECONDS, self._flush)
+    def _board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
+        """Share the flight of this key, or launch one."""
+        flight = self._flights.of_key(key)
+        if flight is None:
+            return self._launch(call, index, ids, priority, key)
+        self.shared += 1
+        flight.join(call, index)
+        if flight.is_less_urgent(priority):
+            self._submit_anew(flight, flight.submission.deadline, priority)
+        return flight
 
-    def _flush(self) -> None:
-        self._outbox.is_scheduled = False
-        if self.engine is None:
-            # Nothing is lost: a WELCOME launches every flight anew, and cancels mean nothing to a new engine.
-            self._outbox = Outbox()
-            return
-        flights = [f for f in self._outbox.flights if f.submission.sequence in self._flights]
-        while flights and self._link.send(
-            messages.submit([f.submission for f in flights[:MOST_IN_SUBMIT]], self._link.epoch)
-        ):
-            for flight in flights[:MOST_IN_SUBMIT]:
-                flight.is_sent = True
-            flights = flights[MOST_IN_SUBMIT:]
-        cancels = self._outbox.cancels
-        if cancels and self._link.send(messages.cancel(cancels, self._link.epoch)):
-            cancels = []
-        # What the socket did not take (a stopped engine, a full pipe) goes with the link's next tick.
-        self._outbox = Outbox(flights, cancels)
-        self._link.receive()
+    def _submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
+        """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
+        sequence = flight.submission.sequence
+        if self._flights.pop(sequence) and flight.is_sent:
+            self._outbox.cancel(sequence)
+        flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
+        self._flights.add(flight)
+        # One that was not sent is in the outbox already, or waits for an engine.
+        if flight.is_sent:
+            flight.is_sent = False
+            self._outbox.submit(flight)
+
+    def _take_back(self, call: Call, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            sequence = flight.submission.sequence
+            if flight.leave(call) and self._flights.pop(sequence) and flight.is_sent:
+                self._outbox.cancel(sequence)
 
     # receive
 
@@ -202,40 +197,74 @@ class EngineClient:
             self._refuse(f"The engine serves {engine.model}, another model than this front end: restart both.")
             return
         log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
-        self._refusal = None
         self.engine = engine
-        self._outbox = Outbox(list(self._flights.values()))
-        self._schedule_flush()
+        self.breaker.close()
+        self._outbox.submit_all()
 
     def _on_reply(self, frame: bytes, header: Header) -> None:
         slab = self._link.slab
+        self.breaker.hear()
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
-            flight = self._flights.pop(sequence, None)
+            flight = self._flights.pop(sequence)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
-                if flight is not None:
-                    flight.land(slab.rows[row], wait_ns, header.extra)
-                slab.leases[row] = FREE
+                self._on_vector(flight, Lent(slab.rows, slab.leases, row), wait_ns, header.extra)
             elif flight is not None:
-                flight.call.fail(_error_of(status))
+                self._on_failed(flight, status)
+            self.breaker.note(status == Status.FAILED)
+
+    def _on_vector(self, flight: Flight | None, lent: Lent, wait_ns: int, compute_ns: int) -> None:
+        if flight is None:
+            lent.release()
+            return
+        if flight.key is not None and self.keep is not None:
+            self.keep(flight.key, lent.rows[lent.number])
+        flight.land(lent, wait_ns, compute_ns)
+
+    def _on_failed(self, flight: Flight, status: int) -> None:
+        error = partial(outcomes.error_of, status)
+        if status != Status.EXPIRED:
+            flight.fail(error)
+        elif (later := flight.expire(error)) is not None:
+            self._submit_anew(flight, later, flight.submission.priority)
+
+    def _joined_link(self) -> Link | None:
+        return None if self.engine is None else self._link
+
+    # the breaker's questions
+
+    def _is_owed(self) -> bool:
+        return self.engine is not None and bool(self._flights)
+
+    def _ask(self) -> asyncio.Future[None] | None:
+        """Send a text of our own, in place of the last one."""
+        if self.engine is None:
+            return None
+        if self._probe is not None:
+            self._take_back(next(iter(self._probe.askers)), [self._probe])
+        call = self._new_call(bytes, 1, time.monotonic_ns() + int(PROBE_SECONDS * 1e9))
+        self._probe = self._launch(call, 0, PROBE, Priority.INTERACTIVE, None)
+        return call.done
 
     # the engine's deaths
 
     def _connect(self) -> Link:
         self._start_grace()
-        return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._schedule_flush)
+        return Link(self._context, self._run_dir, self._on_message, self._on_lost, self._outbox.schedule)
 
     def _on_lost(self) -> None:
         was_joined = self.engine is not None
         self.engine = None
         died_with = self._link.died_with()
         self._link.close()
-        for sequence, flight in self._flights.items():
+        for flight in list(self._flights):
             flight.is_sent = False
-            if sequence in died_with:
+            if flight.submission.sequence in died_with:
                 flight.suspect()
                 if flight.deaths == MOST_DEATHS:
-                    flight.call.fail(PoisonRequest("The engine died whenever it ran this request: do not repeat it."))
+                    # Out, so that nobody else joins it.
+                    self._flights.pop(flight.submission.sequence)
+                    flight.fail(outcomes.poison)
         if was_joined:
             log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
         self._link = self._connect()
@@ -243,7 +272,7 @@ class EngineClient:
     def _on_bye(self) -> None:
         """The engine answers what it has and ends; later texts wait for the next one."""
         log.info("engine stops", extra={"texts_in_flight": len(self._flights)})
-        self._flush()
+        self._outbox.flush()
         self._link.send(messages.bye(self._link.epoch))
         self.engine = None
         self._start_grace()
@@ -258,32 +287,13 @@ class EngineClient:
 
     def _refuse(self, reason: str) -> None:
         """Answer every request with 503 from now on, until an engine joins."""
-        log.error("requests are refused", extra={"reason": reason})
         self.engine = None
-        self._refusal = reason
+        self.breaker.open(reason)
         self._fail_all(reason)
 
     def _fail_all(self, reason: str) -> None:
-        for flight in self._flights.values():
-            flight.call.fail(_unavailable(reason))
+        for flight in self._flights:
+            flight.fail(partial(outcomes.unavailable, reason))
 
     def _expire(self, call: Call) -> None:
-        if self.engine is None:
-            call.fail(_unavailable("The engine did not come back before the request's deadline: try again."))
-        else:
-            call.fail(DeadlineExceeded("No answer before the request's deadline: allow more time or send less."))
-
-
-def _unavailable(reason: str) -> EngineUnavailable:
-    """A new one for each caller: an exception raised twice keeps growing its traceback."""
-    return EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
-
-
-def _error_of(status: int) -> RequestError:
-    match status:
-        case Status.EXPIRED:
-            return DeadlineExceeded("The request's deadline passed while it waited: allow more time or send less.")
-        case Status.REFUSED:
-            return Overloaded("The engine's queue is full: try again later.", retry_after=RETRY_AFTER_SECONDS)
-        case _:
-            return EngineFailure("The model could not be run on this text: the engine's log has the reason.")
+        call.fail(outcomes.late(is_engine_away=self.engine is None))

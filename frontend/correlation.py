@@ -1,13 +1,20 @@
-"""X-Correlation-ID: taken from the request if it is sane, else made; on every response and log line."""
+"""X-Correlation-ID: taken from the request if it is sane, else made; on every response and log line.
+
+The request's own log line is written here as well, and the limits' headers are added, for nothing is further out.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
 import secrets
+import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontend.admission import VERDICT
+from frontend.limits.quota import Verdict
+from frontend.request_log import CLIENT_LEFT, FACTS, Facts, RequestLog
 from ipc.log import correlation_id
 
 HEADERS = (b"x-correlation-id", b"x-request-id")
@@ -22,8 +29,9 @@ _numbers = itertools.count()
 class Correlation:
     """Puts the id into `scope["correlation_id"]` and the log context, and adds the response header."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
         self._app = app
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -34,13 +42,25 @@ class Correlation:
         scope["correlation_id"] = identity
         correlation_id.set(identity)
         header = (b"x-correlation-id", identity.encode())
+        facts = scope[FACTS] = Facts(time.monotonic_ns())
+        status = CLIENT_LEFT
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), header]
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), header, *_limits(scope)]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._log.note(scope, facts, status)
+
+
+def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:
+    verdict: Verdict | None = scope.get(VERDICT)
+    return [] if verdict is None else [(name.encode(), value.encode()) for name, value in verdict.headers()]
 
 
 def _given(scope: Scope) -> str | None:

@@ -10,10 +10,13 @@ from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
+from frontend.admission import Admission
+from frontend.cache import CachedEngine
 from frontend.client import EngineClient
-from frontend.flight import Take
+from frontend.flight import Call, Take
 from frontend.protocol import CONNECTION_LOST
-from frontend.responses import sliced, unit_length
+from frontend.request_log import FACTS, Facts
+from frontend.responses import raw_vector, sliced, unit_length
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
 from frontend.tokenizer import Side, Token, Tokenizer, Tokens
 from ipc.bundle import Bundle
@@ -26,15 +29,23 @@ PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """One encoded vector a text, in order; tokens counted after truncation; times in ns."""
+    """One encoded vector a text, in order; tokens counted after truncation; times in ns.
 
-    parts: list[bytes]
+    `cache` is "hit" where every vector came from a cache, "miss" where one did not, None where there is no cache.
+    """
+
+    call: Call
     tokens: int
     truncated: int
     total_ns: int
     tokenize_ns: int
-    wait_ns: int
-    compute_ns: int
+    deadline: int
+    cache: str | None
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The encoded vectors."""
+        return self.call.parts
 
     def headers(self) -> dict[str, str]:
         """text-embeddings-inference's headers (milliseconds), which suit the other dialects as well."""
@@ -42,9 +53,11 @@ class Embedded:
             "x-compute-tokens": str(self.tokens),
             "x-total-time": f"{self.total_ns / 1e6:.3f}",
             "x-tokenization-time": f"{self.tokenize_ns / 1e6:.3f}",
-            "x-queue-time": f"{self.wait_ns / 1e6:.3f}",
-            "x-inference-time": f"{self.compute_ns / 1e6:.3f}",
+            "x-queue-time": f"{self.call.wait_ns / 1e6:.3f}",
+            "x-inference-time": f"{self.call.compute_ns / 1e6:.3f}",
         }
+        if self.cache is not None:
+            headers["x-cache"] = self.cache
         if self.truncated:
             headers["x-truncated-texts"] = str(self.truncated)
         return headers
@@ -67,11 +80,16 @@ class Embedder:
         bundle: Bundle,
         tokenizer: Tokenizer,
         client: EngineClient,
+        admission: Admission,
+        cache: CachedEngine | None = None,
         cl100k: Decoder | None = None,
     ) -> None:
         self.settings = settings
         self.bundle = bundle
         self.client = client
+        self.admission = admission
+        self._cache = cache
+        self._engine = cache or client
         self._tokenizer = tokenizer
         self._cl100k = cl100k
 
@@ -79,7 +97,7 @@ class Embedder:
         self,
         request: Request,
         texts: Sequence[str],
-        take: Take,
+        take: Take | None,
         *,
         field: str,
         truncate: bool,
@@ -103,7 +121,7 @@ class Embedder:
         self,
         request: Request,
         lists: IdLists,
-        take: Take,
+        take: Take | None,
         *,
         truncate: bool,
         prompt_name: str | None = None,
@@ -130,7 +148,7 @@ class Embedder:
                 )
 
     async def _embed_own_ids(
-        self, request: Request, lists: IdLists, take: Take, prompt_name: str | None, dimensions: int | None
+        self, request: Request, lists: IdLists, take: Take | None, prompt_name: str | None, dimensions: int | None
     ) -> Embedded:
         self._check_count(lists, "input")
         if prompt_name is not None and self._prompt(prompt_name):
@@ -142,30 +160,44 @@ class Embedder:
         return await self._submit(request, terms, Tokens(ids, 0), take)
 
     async def split(
-        self, texts: Sequence[str], take: Callable[[list[Token]], bytes], *, special: bool, prompt_name: str | None
+        self,
+        request: Request,
+        texts: Sequence[str],
+        take: Callable[[list[Token]], bytes],
+        *,
+        special: bool,
+        prompt_name: str | None,
     ) -> list[bytes]:
-        """What `take` makes of the tokens of each text, under the same bounds. Raises a RequestError."""
+        """What `take` makes of the tokens of each text, under the same bounds and limits. Raises a RequestError."""
+        self.admission.check(request.scope)
+        await self.admission.charge(request.scope, 0)
         return await self._tokenizer.split(self._prompted(texts, "inputs", prompt_name), take, special=special)
 
-    async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take) -> Embedded:
+    async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take | None) -> Embedded:
         tokenized = time.monotonic_ns()
+        await self.admission.charge(request.scope, tokens.total)
         lost = _connection_lost(request)
         try:
-            call = await self.client.embed(
+            call = await self._engine.embed(
                 tokens.texts, take, deadline_ns=terms.deadline, priority=terms.priority, lost=lost
             )
         except asyncio.CancelledError:
             if lost is not None and lost.done():
                 raise ClientDisconnect from None
             raise
+        facts: Facts = request.scope[FACTS]
+        facts.texts, facts.tokens = len(tokens.texts), tokens.total
+        facts.wait_ns, facts.compute_ns = call.wait_ns, call.compute_ns
+        if self._cache is not None:
+            facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"
         return Embedded(
-            parts=call.parts,
+            call=call,
             tokens=tokens.total,
             truncated=tokens.truncated,
             total_ns=time.monotonic_ns() - terms.began,
             tokenize_ns=tokenized - terms.began,
-            wait_ns=call.wait_ns,
-            compute_ns=call.compute_ns,
+            deadline=terms.deadline,
+            cache=facts.cache,
         )
 
     async def probe(self, timeout_s: float) -> None:
@@ -184,7 +216,8 @@ class Embedder:
 
     def _prompt(self, name: str | None) -> str:
         prompts = self.bundle.prompts
-        name = name or self.bundle.default_prompt_name
+        if name is None:
+            name = self.bundle.default_prompt_name
         if name is None:
             return ""
         if name not in prompts:
@@ -201,8 +234,11 @@ class Embedder:
                 param=field,
             )
 
-    def _shape(self, take: Take, normalize: bool | None, dimensions: int | None) -> Take:
-        """`take` for the asked part and length of each vector. `dimensions` alone means a part of length 1."""
+    def _shape(self, take: Take | None, normalize: bool | None, dimensions: int | None) -> Take | None:
+        """`take` for the asked part and length of each vector. `dimensions` alone means a part of length 1.
+
+        None is for the rows as they are in the slab; where another shape is asked for, the part is its bytes.
+        """
         if normalize is False and self.bundle.normalize:
             raise InvalidRequest(
                 "`normalize` must be true or left out: the model itself scales its vectors to length 1, and what they "
@@ -215,11 +251,12 @@ class Embedder:
                     f"`dimensions` is {dimensions}, the model has {self.bundle.dim}: ask for at most that many.",
                     param="dimensions",
                 )
-            return sliced(take, dimensions, normalize=normalize is not False)
-        return unit_length(take) if normalize and not self.bundle.normalize else take
+            return sliced(take or raw_vector, dimensions, normalize=normalize is not False)
+        return unit_length(take or raw_vector) if normalize and not self.bundle.normalize else take
 
     def _terms(self, request: Request) -> Terms:
         began = time.monotonic_ns()
+        self.admission.check(request.scope)
         return Terms(began, began + self._timeout_ns(request), _priority(request))
 
     def _timeout_ns(self, request: Request) -> int:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.dialects import Dialect
+from frontend.request_log import FACTS
 from frontend.responses import error_response
 from ipc.errors import InternalError, MethodNotAllowed, RequestError, UnknownRoute
 
@@ -50,6 +51,7 @@ class Errors:
                 raise
         else:
             return
+        scope[FACTS].error = problem.code
         await self._render(scope, problem)(scope, receive, send)
 
     def _render(self, scope: Scope, error: RequestError) -> Response:

@@ -1,27 +1,65 @@
-"""What is under way to the engine: a call is one request's texts, a flight is one of them."""
+"""What is under way to the engine: a call is one request's texts, a flight is one text and all who asked for it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ipc.messages import Priority, Submission
-from ipc.slab import Row
+from ipc.slab import FREE, Leases, Row, Rows
 
 Take = Callable[[Row], bytes]
 
 
+class Lent(NamedTuple):
+    """A row of a slab that is ours until we release it: rows[number] is the vector, leases[number] says whose it is."""
+
+    rows: Rows
+    leases: Leases
+    number: int
+
+    def release(self) -> None:
+        """Give the row back to the engine, or to nobody where that has died."""
+        self.leases[self.number] = FREE
+
+
 @dataclass(slots=True, eq=False)
 class Call:
-    """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]; times in ns."""
+    """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]; times in ns.
 
-    take: Take
+    `hits` of its texts came from a cache. Without `take`, held[i] is the row itself, or parts[i] its bytes where
+    somebody else holds that: whoever gets the call releases it.
+    """
+
+    take: Take | None
     parts: list[bytes]
     missing: int
     done: asyncio.Future[None]
+    deadline_ns: int
     wait_ns: int = 0
     compute_ns: int = 0
+    hits: int = 0
+    held: dict[int, Lent] = field(default_factory=dict)
+
+    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> None:
+        """Encode one text's vector from the slab itself, or hold it; a `take` that raises ends the call with that."""
+        if self.take is not None:
+            try:
+                self.parts[index] = self.take(lent.rows[lent.number])
+            except Exception as error:
+                self.fail(error)
+                return
+        elif may_hold:
+            self.held[index] = lent
+        else:
+            self.parts[index] = lent.rows[lent.number].tobytes()
+        self.wait_ns = max(self.wait_ns, wait_ns)
+        self.compute_ns = max(self.compute_ns, compute_ns)
+        self.missing -= 1
+        if not self.missing and not self.done.done():
+            self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
         """End the call; the first error wins."""
@@ -32,32 +70,97 @@ class Call:
         """Wake the waiting caller with CancelledError; a callback for the future that says nobody waits for it."""
         self.done.cancel()
 
+    def release(self) -> None:
+        """Give back every row that is still held."""
+        for lent in self.held.values():
+            lent.release()
+        self.held.clear()
+
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One text between submit and reply."""
+    """One text between submit and reply, and who asked for it: calls, each with the text's places in it.
+
+    Several may share a flight that has a `key`; whoever asked first is no more to it than the others.
+    """
 
     submission: Submission
-    call: Call
-    index: int
+    askers: dict[Call, list[int]]
+    key: bytes | None = None
     deaths: int = 0
     is_sent: bool = False
+
+    def join(self, call: Call, index: int) -> None:
+        """One more who waits for this text."""
+        self.askers.setdefault(call, []).append(index)
+
+    def leave(self, call: Call) -> bool:
+        """Forget a call; True where nobody is left."""
+        self.askers.pop(call, None)
+        return not self.askers
+
+    def is_less_urgent(self, priority: Priority) -> bool:
+        """Whether it was submitted with less urgency than this; a suspect stays one."""
+        return priority < self.submission.priority != Priority.SUSPECT
 
     def suspect(self) -> None:
         """Note that an engine died while it ran this text; the next one is to run it alone."""
         self.deaths += 1
         self.submission = self.submission._replace(priority=Priority.SUSPECT)
 
-    def land(self, row: Row, wait_ns: int, compute_ns: int) -> None:
-        """Encode the vector from the slab itself; a `take` that raises ends the call with what it raised."""
-        call = self.call
-        try:
-            call.parts[self.index] = call.take(row)
-        except Exception as error:
-            call.fail(error)
-            return
-        call.wait_ns = max(call.wait_ns, wait_ns)
-        call.compute_ns = max(call.compute_ns, compute_ns)
-        call.missing -= 1
-        if not call.missing and not call.done.done():
-            call.done.set_result(None)
+    def land(self, lent: Lent, wait_ns: int, compute_ns: int) -> None:
+        """Give the vector to all who asked for it, and the row back unless one of them holds it."""
+        is_held = False
+        for call, places in self.askers.items():
+            for index in places:
+                call.land(index, lent, wait_ns, compute_ns, may_hold=not is_held)
+                is_held = is_held or index in call.held
+        if not is_held:
+            lent.release()
+
+    def fail(self, make: Callable[[], Exception]) -> None:
+        """End all calls, each with an error of its own: one that is raised twice keeps growing its traceback."""
+        for call in self.askers:
+            call.fail(make())
+
+    def expire(self, make: Callable[[], Exception]) -> int | None:
+        """End the calls whose deadline has passed by the one the engine was told; gives the latest of the others."""
+        for call in self.askers:
+            if call.deadline_ns <= self.submission.deadline:
+                call.fail(make())
+        latest = max(call.deadline_ns for call in self.askers)
+        return latest if latest > self.submission.deadline else None
+
+
+class Flights:
+    """All flights by sequence, and those with a key by that as well: of a key there is never more than one."""
+
+    def __init__(self) -> None:
+        self._by_sequence: dict[int, Flight] = {}
+        self._by_key: dict[bytes, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_sequence)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(self._by_sequence.values())
+
+    def __contains__(self, flight: Flight) -> bool:
+        return flight.submission.sequence in self._by_sequence
+
+    def add(self, flight: Flight) -> None:
+        """From now on replies find it, and so do others who ask for its key."""
+        self._by_sequence[flight.submission.sequence] = flight
+        if flight.key is not None:
+            self._by_key[flight.key] = flight
+
+    def pop(self, sequence: int) -> Flight | None:
+        """Take a flight out; None where it has ended already."""
+        flight = self._by_sequence.pop(sequence, None)
+        if flight is not None and flight.key is not None:
+            del self._by_key[flight.key]
+        return flight
+
+    def of_key(self, key: bytes) -> Flight | None:
+        """The flight that computes this key's text now."""
+        return self._by_key.get(key)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import typing
 from typing import Any, cast
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_HEAD_BYTES = 64 << 10
@@ -14,8 +16,20 @@ CONTINUE = b"HTTP/1.1 100 "
 # The ASGI extension that holds a future, done once the client has hung up. A second task that waits in `receive` for
 # that would cost each request far more.
 CONNECTION_LOST = "embedlane.connection_lost"
+# The ASGI extension that holds the connection itself, as a `Wire`.
+WIRE = "embedlane.wire"
 # A connection that is idle when the front end stops may have a request on its way: it is waited for this long.
 LINGER_SECONDS = 0.5
+
+
+class Wire(typing.Protocol):
+    """What a response may ask of its connection."""
+
+    def unsent(self) -> int: ...  # noqa: D102 - see Protocol
+
+    async def drained(self) -> None: ...  # noqa: D102
+
+    def abort(self) -> None: ...  # noqa: D102
 
 
 class OneWrite:
@@ -63,7 +77,27 @@ class Protocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_leaving = False
         self._lost: asyncio.Future[None] = self.loop.create_future()
-        self._extensions: dict[str, dict[Any, Any]] = {CONNECTION_LOST: {"future": self._lost}}
+        self._extensions: dict[str, dict[Any, Any]] = {
+            CONNECTION_LOST: {"future": self._lost},
+            WIRE: {"connection": self},
+        }
+
+    def unsent(self) -> int:
+        """Bytes that were written and that the socket has not taken yet."""
+        return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
+
+    async def drained(self) -> None:
+        """Return once nothing is unsent, or the connection has ended."""
+        # The transport then tells as soon as anything is left, and again once nothing is.
+        self.transport.set_write_buffer_limits(0)
+        try:
+            await self.flow.drain()
+        finally:
+            self.transport.set_write_buffer_limits(HIGH_WATER_LIMIT)
+
+    def abort(self) -> None:
+        """End the connection, and forget what was written and not sent."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection that nobody waits for them."""

@@ -21,6 +21,7 @@ from ipc.errors import (
     MethodNotAllowed,
     Overloaded,
     PoisonRequest,
+    RateLimited,
     RequestError,
     Unauthorized,
     UnknownRoute,
@@ -36,6 +37,7 @@ STATUS: Final[dict[type[RequestError], int]] = {
     Unauthorized: 401,
     UnknownRoute: 404,
     MethodNotAllowed: 405,
+    RateLimited: 429,
     Overloaded: 429,
     EngineUnavailable: 503,
     DeadlineExceeded: 504,
@@ -67,6 +69,11 @@ def error_response(error: RequestError, status: int, body: bytes) -> Response:
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = error.allow
     return json_response(body, status, headers)
+
+
+def raw_vector(row: Row) -> bytes:
+    """Little-endian float32 [dim], copied."""
+    return row.tobytes()
 
 
 def json_vector(row: Row) -> bytes:

@@ -11,6 +11,7 @@ EmbedlaneError
     ├── Unauthorized
     ├── UnknownRoute
     ├── MethodNotAllowed
+    ├── RateLimited        the key's limit is used up
     ├── Overloaded         the queue is full: come back later
     ├── EngineUnavailable  there is no engine now, or the one there is serves another model
     ├── DeadlineExceeded   no answer before the request's deadline
@@ -100,6 +101,12 @@ class MethodNotAllowed(RequestError):
     def __init__(self, message: str, allow: str) -> None:
         super().__init__(message)
         self.allow = allow
+
+
+class RateLimited(RequestError):
+    """The key's limit is used up, or the request alone is more than it."""
+
+    code = "RATE_LIMIT_EXCEEDED"
 
 
 class Overloaded(RequestError):

@@ -26,12 +26,14 @@ def configure_logging(process: str, level: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    handler.addFilter(_add_correlation_id)
+    handler.addFilter(_complete)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
-def _add_correlation_id(record: logging.LogRecord) -> bool:
+def _complete(record: logging.LogRecord) -> bool:
     identity = correlation_id.get()
     if identity is not None:
         record.correlation_id = identity
+    # uvicorn's second wording of the message, for terminals.
+    record.__dict__.pop("color_message", None)
     return True

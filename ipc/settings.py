@@ -45,6 +45,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[
         str, Meta(description="Redis that all machines share for limits and cache; empty: each machine for itself")
     ] = ""
+    cache_mb: Annotated[
+        int, Meta(ge=0, le=1 << 20, description="MiB of vectors that each front end keeps; 0: no cache, Redis neither")
+    ] = 32
+    cache_ttl_s: Annotated[int, Meta(ge=1, le=31_536_000, description="how long Redis keeps a vector, in seconds")] = (
+        86_400
+    )
+    limit_rpm: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="requests a minute of a key without limits of its own; 0: no limit")
+    ] = 0
+    limit_rph: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="requests an hour of a key without limits of its own; 0: no limit")
+    ] = 0
+    limit_tpm: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="tokens a minute of a key without limits of its own; 0: no limit")
+    ] = 0
+    limits_bypass: Annotated[bool, Meta(description="limit nobody, for load tests")] = False
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),
@@ -70,6 +86,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine_grace_ms: Annotated[
         int,
         Meta(ge=0, le=600_000, description="how long requests wait for an engine that is away before 503"),
+    ] = 10_000
+    engine_stall_ms: Annotated[
+        int, Meta(ge=100, le=600_000, description="an engine that answers nothing for so long is done without")
     ] = 10_000
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
     max_inputs: Annotated[int, Meta(ge=1, description="most texts in a request")] = 2048

@@ -6,24 +6,29 @@ python -m perf.micro
 from __future__ import annotations
 
 import argparse
+import asyncio
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 import msgspec
 import numpy as np
 
 from engine.scheduler import Item, Limits, Scheduler
 from engine.slots import Slots
+from frontend.cache import ENTRY_BYTES, CachedEngine, VectorCache
+from frontend.client import EngineClient
+from frontend.flight import Call, Take
 from frontend.responses import base64_vector, json_vector
 from frontend.tokenizer import Tokenizer
 from ipc import messages
 from ipc.bundle import TOKENIZER, Bundle, load_bundle
-from ipc.messages import Priority, Status, Submission
+from ipc.messages import Ids, Priority, Status, Submission
 from ipc.settings import DEFAULT_MODEL
-from ipc.slab import FREE, Epoch
+from ipc.slab import FREE, Epoch, Row
 from perf.halves import Half, measure_half
 from perf.results import ROOT, make_result, save_result
 from perf.stats import Spread, spread
@@ -39,6 +44,8 @@ REPEAT_NS: Final = 30_000_000
 PER_CORE_TARGET: Final = 3000
 ENGINE_TARGET_US: Final = 25
 EPOCH: Final = Epoch(1)
+# Entries of a cache; as many as 16 MiB hold.
+FULL_CACHE: Final = 9000
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -76,6 +83,8 @@ def all_steps(bundle: Bundle) -> dict[str, Step]:
         "tokenize 32 texts of 16 tokens": _tokenize(tokenizer, 16, 32),
         "tokenize 1 text of 128 tokens": _tokenize(tokenizer, 128, 1),
         **{f"{name}, {count} a message": step for count in (1, BATCH) for name, step in _messages(count).items()},
+        "cache, a miss and keeping its vector": _cache(vector, is_hit=False),
+        "cache, a hit": _cache(vector, is_hit=True),
         f"scheduler add and next_batch, batches of {BATCH}": Step(WAITING, schedule),
         f"slots find, lend and free, batches of {BATCH}": _slots(),
         "encode a vector as JSON": Step(1, lambda: json_vector(vector)),
@@ -118,6 +127,51 @@ def _messages(count: int) -> dict[str, Step]:
         "REPLY": Step(count, lambda: messages.reply(results, 0, EPOCH)),
         "parse REPLY": Step(count, lambda: messages.parse_reply(reply, messages.parse_header(reply))),
     }
+
+
+class Instant:
+    """An engine's client that has the vector at once: what is left is what the cache adds."""
+
+    shared = 0
+    keep: Callable[[bytes, Row], None]
+
+    def __init__(self, vector: Row) -> None:
+        self._vector = vector
+
+    async def embed(self, texts: Sequence[Ids], take: Take, *, keys: Sequence[bytes], **_: object) -> Call:
+        """Both uses of the vector, and a finished call."""
+        self.keep(keys[0], self._vector)
+        return Call(take, [take(self._vector)], 0, done=None, deadline_ns=0)  # type: ignore[arg-type] # nobody waits
+
+
+def _cache(vector: Row, *, is_hit: bool) -> Step:
+    """One text, with an encoder that costs nothing; a full cache, so that a vector that is kept drops another."""
+    cache = VectorCache(FULL_CACHE * (vector.nbytes + ENTRY_BYTES))
+
+    async def make() -> CachedEngine:
+        return CachedEngine(cast(EngineClient, Instant(vector)), cache, "fingerprint")
+
+    # It is made where a loop runs; nothing of what is measured needs one.
+    cached = asyncio.run(make())
+    ids = np.zeros(16, np.int32)
+    turns = itertools.count()
+
+    def work() -> None:
+        if not is_hit:
+            ids[1] = next(turns)
+        try:
+            cached.embed([ids], _no_bytes, deadline_ns=0, priority=Priority.INTERACTIVE).send(None)
+        except StopIteration:
+            return
+        raise AssertionError("there is nothing to wait for")
+
+    for _ in range(FULL_CACHE + 1):
+        work()
+    return Step(1, work)
+
+
+def _no_bytes(row: Row) -> bytes:
+    return b""
 
 
 def _slots() -> Step:

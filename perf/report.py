@@ -70,10 +70,20 @@ def micro_table(data: dict[str, Any]) -> str:
     return _table(("step", "CPU, us an item"), rows)
 
 
+def limits_table(data: dict[str, Any]) -> str:
+    """What a decision of the limiter costs."""
+    rows = [
+        (name, *(f"{found[key]:.{digits}f}" for key, digits in (("p50_us", 1), ("p99_us", 1), ("stall_ms", 1))))
+        for name, found in data.items()
+    ]
+    return _table(("", "admit p50, us", "p99, us", "longest stall of the loop, ms"), rows)
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "ceiling": ceiling_table,
     "sweep": sweep_table,
     "micro": micro_table,
+    "limits": limits_table,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -47,6 +49,8 @@ class Stack:
             "model": bundle or ensure_bundle(DEFAULT_MODEL, ROOT / "data"),
             "api_key": KEY,
             "frontends": 2,
+            # What is measured and tested is the engine, and texts come again and again.
+            "cache_mb": 0,
             **settings,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -99,6 +103,17 @@ class Stack:
         pid = self.pids(program)[index]
         os.kill(pid, number)
         return pid
+
+    @contextlib.contextmanager
+    def without_engine(self) -> Iterator[None]:
+        """The engine is stopped in order, and started again afterwards."""
+        with supervisor(self.run_dir) as server:
+            server.supervisor.stopProcess("engine")
+        try:
+            yield
+        finally:
+            with supervisor(self.run_dir) as server:
+                server.supervisor.startProcess("engine")
 
     def stop(self) -> int:
         """Stop as Ctrl-C does; gives the exit status. A second call does nothing."""

@@ -1,4 +1,4 @@
-"""The README is part of the product: what it says of settings and routes is what the code says."""
+"""The README and docs/api.md are part of the product: what they say of settings and routes is what the code says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 from frontend.app import ROUTES
 from ipc.settings import PREFIX, Settings, setting_names
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
 
 
 @pytest.mark.parametrize("name", setting_names())
@@ -27,4 +29,4 @@ def test_no_setting_is_documented_that_is_gone() -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_every_route_is_documented(route: object) -> None:
     for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
-        assert f"`{method} {route.path}`" in README  # type: ignore[attr-defined]
+        assert f"`{method} {route.path}`" in API  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from xmlrpc.client import Fault, ServerProxy
 from supervisor.xmlrpc import SupervisorTransport
 
 from frontend.auth import load_or_make_key
+from frontend.keys import KEYS_FILE, read_keys
 from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.settings import PREFIX, Settings, load_settings
@@ -62,6 +63,8 @@ def main() -> int:
         settings = load_settings()
         model = ensure_bundle(settings.model, settings.data_path)
         key = load_or_make_key(settings)
+        # A front end would start with its own key alone: better said here.
+        read_keys(settings.data_path / KEYS_FILE)
         _check_port(settings)
         run_dir = ensure_run_dir(settings.run_path.absolute())
         _check_alone(run_dir)

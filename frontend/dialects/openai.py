@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from frontend.body import Dimensions, PromptName, Text, Truncate, read_json
 from frontend.embed import Embedder
+from frontend.raw import raw_media, raw_response
 from frontend.responses import OPENAI_STATUS as STATUS
 from frontend.responses import base64_vector, json_response, json_vector
 from ipc.errors import InvalidRequest, RequestError, Unauthorized
@@ -85,7 +86,8 @@ async def embeddings(request: Request) -> Response:
     """`POST /v1/embeddings`."""
     embedder: Embedder = request.app.state.embedder
     body = await read_json(request, _decoder, embedder.settings.max_body_bytes)
-    take = json_vector if body.encoding_format == "float" or body.encoding_format is None else base64_vector
+    media = raw_media(request)
+    take = None if media else base64_vector if body.encoding_format == "base64" else json_vector
     texts = body.texts()
     prompt_name = body.prompt(embedder.bundle.prompts)
     truncate = bool(body.truncate)
@@ -103,6 +105,8 @@ async def embeddings(request: Request) -> Response:
         done = await embedder.embed_ids(
             request, body.id_lists(), take, truncate=truncate, prompt_name=prompt_name, dimensions=body.dimensions
         )
+    if media:
+        return raw_response(done, media)
     data = b",".join(
         b'{"object":"embedding","index":%d,"embedding":%b}' % (index, part) for index, part in enumerate(done.parts)
     )

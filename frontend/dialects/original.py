@@ -1,4 +1,4 @@
-"""The original gateway: `POST /v1/embed`. Its errors also answer for paths that no dialect owns."""
+"""The original gateway: `POST /v1/embed`, `GET /v1/usage`. Its errors also answer for paths that no dialect owns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from frontend.auth import SCOPE_KEY
 from frontend.body import read_json
 from frontend.embed import Embedder
+from frontend.keys import Key
+from frontend.raw import raw_media, raw_response
 from frontend.responses import STATUS, json_response, json_vector
 from ipc.errors import InvalidRequest, RequestError
 
-__all__ = ["STATUS", "embed", "error_body"]
+__all__ = ["STATUS", "embed", "error_body", "usage"]
 
 MOST_CHARS = 1024
 
@@ -44,9 +47,35 @@ async def embed(request: Request) -> Response:
         raise InvalidRequest(
             f"`input_text` must have 1 to {MOST_CHARS} characters, and has {len(text)}.", param="input_text"
         )
-    done = await embedder.embed(request, [text], json_vector, field="input_text", truncate=True)
+    media = raw_media(request)
+    take = None if media else json_vector
+    done = await embedder.embed(request, [text], take, field="input_text", truncate=True)
+    if media:
+        return raw_response(done, media)
     return json_response(
         b'{"embedding":%b,"model":%b}' % (done.parts[0], orjson.dumps(embedder.bundle.id)), headers=done.headers()
+    )
+
+
+async def usage(request: Request) -> Response:
+    """`GET /v1/usage`: the key's limits, and what is left of them; a limit of None is none."""
+    embedder: Embedder = request.app.state.embedder
+    key: Key = request.scope[SCOPE_KEY]
+    verdict = await embedder.admission.usage(key)
+    rules = {
+        "requests_per_minute": verdict.rpm,
+        "requests_per_hour": verdict.rph,
+        "tokens_per_minute": verdict.tpm,
+    }
+    return json_response(
+        orjson.dumps(
+            {
+                "key": key.name,
+                "limits": {name: rule and rule.limit for name, rule in rules.items()},
+                "remaining": {name: rule and rule.remaining for name, rule in rules.items()},
+                "reset_seconds": {name: rule and rule.reset for name, rule in rules.items()},
+            }
+        )
     )
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from frontend.body import Dimensions, PromptName, Text, Texts, Truncate, read_json
 from frontend.embed import Embedder
+from frontend.raw import raw_media, raw_response
 from frontend.responses import STATUS, json_response, json_vector
 from frontend.tokenizer import Side
 from ipc.errors import InvalidRequest, RequestError
@@ -129,6 +130,7 @@ async def tokenize(request: Request) -> Response:
     embedder: Embedder = request.app.state.embedder
     body = await read_json(request, _tokenize_decoder, embedder.settings.max_body_bytes)
     parts = await embedder.split(
+        request,
         _as_list(body.inputs),
         msgspec.json.encode,
         special=body.add_special_tokens is not False,
@@ -172,10 +174,11 @@ def _as_list(inputs: Inputs) -> list[str]:
 
 
 async def _embed(request: Request, embedder: Embedder, body: EmbedBody, texts: list[str]) -> Response:
+    media = raw_media(request)
     done = await embedder.embed(
         request,
         texts,
-        json_vector,
+        None if media else json_vector,
         field="inputs",
         truncate=bool(body.truncate),
         side=body.side(),
@@ -184,6 +187,8 @@ async def _embed(request: Request, embedder: Embedder, body: EmbedBody, texts: l
         normalize=body.normalize is not False,
         dimensions=body.dimensions,
     )
+    if media:
+        return raw_response(done, media)
     return json_response(b"[%b]" % b",".join(done.parts), headers=done.headers())
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import zmq
 
+from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from ipc import messages
@@ -179,15 +180,16 @@ def expected(texts: Sequence[Ids]) -> list[bytes]:
 
 
 def start_call(
-    client: EngineClient,
+    client: EngineClient | CachedEngine,
     texts: Sequence[Ids],
-    take: Take = to_bytes,
+    take: Take | None = to_bytes,
     *,
     deadline_ns: int | None = None,
     priority: Priority = Priority.INTERACTIVE,
+    lost: asyncio.Future[None] | None = None,
 ) -> asyncio.Task[Call]:
     deadline_ns = deadline_ns or time.monotonic_ns() + 60_000_000_000
-    return asyncio.ensure_future(client.embed(texts, take, deadline_ns=deadline_ns, priority=priority))
+    return asyncio.ensure_future(client.embed(texts, take, deadline_ns=deadline_ns, priority=priority, lost=lost))
 
 
 async def works(client: EngineClient, peer: EnginePeer) -> None:

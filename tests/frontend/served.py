@@ -9,8 +9,10 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 import zmq
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Scope
@@ -19,6 +21,7 @@ from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
+from frontend.app import create_app
 from ipc.bundle import Bundle
 from ipc.messages import Ids, Welcome
 from ipc.settings import Settings
@@ -33,31 +36,44 @@ STOP_GRACE_NS = 20_000_000_000
 
 
 def small_bounds(run_dir: Path) -> Settings:
-    return Settings(run_dir=str(run_dir), max_body_bytes=100_000, max_inputs=64, max_chars=4_000, queue_items=200)
+    return Settings(
+        run_dir=str(run_dir),
+        # What is in the checkout's own folder is none of a test's business.
+        data_dir=str(run_dir / "data"),
+        max_body_bytes=100_000,
+        max_inputs=64,
+        max_chars=4_000,
+        queue_items=200,
+        # Most tests send the same few texts, and mean the engine.
+        cache_mb=0,
+    )
 
 
 class DrawnRunner:
-    """Gives each text the vector that `tests.frontend.peer.vector` draws for its ids."""
+    """Gives each text the vector that `tests.frontend.peer.vector` draws for its ids, of the given length."""
 
     device = "cpu"
     precision = "fp32"
     lanes = 2
+
+    def __init__(self, length: float) -> None:
+        self._length = length
 
     def warm_up(self, rows: Rows) -> None:
         rows[:] = 0
 
     def run(self, texts: Sequence[Ids], rows: Rows) -> None:
         for text, row in zip(texts, rows, strict=True):
-            row[:] = vector(text, rows.shape[1])
+            row[:] = self._length * vector(text, rows.shape[1])
 
 
 @contextmanager
-def drawn_engine(run_dir: Path, bundle: Bundle) -> Iterator[None]:
+def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterator[None]:
     """An engine for the bundle's tokens, until the block ends."""
     epoch = Epoch(secrets.randbits(63) | 1)
     slab = Slab.create(run_dir, epoch, SLAB_ROWS, bundle.dim)
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    lanes = Lanes(DrawnRunner(), slab.rows, lambda: os.eventfd_write(wake_fd, 1))
+    lanes = Lanes(DrawnRunner(length), slab.rows, lambda: os.eventfd_write(wake_fd, 1))
     context: Context = zmq.Context()
     engine = Engine(
         router=bind_engine(context, run_dir),
@@ -96,6 +112,18 @@ async def serving(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
         ) as client,
     ):
         yield client
+
+
+@asynccontextmanager
+async def drawn_server(
+    run_dir: Path, bundle: Bundle, *, length: float = 1, **changes: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Engine and application for a bundle of the test's own; `changes` are settings."""
+    with drawn_engine(run_dir, bundle, length=length):
+        async with serving(
+            create_app(msgspec.structs.replace(small_bounds(run_dir), **changes), bundle, KEY)
+        ) as client:
+            yield client
 
 
 def post_scope(path: str = "/", headers: dict[str, str] | None = None, *, method: str = "POST") -> Scope:

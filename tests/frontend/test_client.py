@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frontend.client import BUSY_FLIGHTS
+from frontend.outbox import BUSY_FLIGHTS
 from ipc.errors import (
     DeadlineExceeded,
     EngineFailure,
@@ -87,6 +87,38 @@ async def test_a_lease_ends_when_take_fails(start_peer: StartPeer, start_client:
     call = start_call(client, TEXTS[:3], take)
     peer.answer(*await peer.received(3))
     with pytest.raises(OverflowError):
+        await call
+    assert not peer.leased
+    await works(client, peer)
+
+
+async def test_without_take_the_rows_are_the_callers_until_it_releases_them(
+    start_peer: StartPeer, start_client: StartClient
+) -> None:
+    peer, client = start_peer(), start_client()
+    call = start_call(client, TEXTS[:3], None)
+    peer.answer(*reversed(await peer.received(3)))
+    done = await call
+    assert [done.held[n].rows[done.held[n].number].tobytes() for n in range(3)] == expected(TEXTS[:3])
+    assert peer.leased == 3
+    done.release()
+    assert not peer.leased
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "error"])
+async def test_rows_that_are_held_come_back_where_the_call_fails(
+    start_peer: StartPeer, start_client: StartClient, ending: str
+) -> None:
+    peer, client = start_peer(), start_client()
+    call = start_call(client, TEXTS[:3], None)
+    first, *_, last = await peer.received(3)
+    peer.answer(first)
+    if ending == "error":
+        peer.answer(last, status=Status.FAILED)
+    else:
+        await eventually(lambda: client.last_vector_ns)
+        call.cancel()
+    with suppress(EngineFailure, asyncio.CancelledError):
         await call
     assert not peer.leased
     await works(client, peer)
@@ -252,7 +284,7 @@ async def test_texts_of_a_busy_front_end_leave_together(
     start_peer: StartPeer, start_client: StartClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though they came in different turns of the loop; the first ones, when little is under way, leave at once."""
-    monkeypatch.setattr("frontend.client.BUSY_FLUSH_SECONDS", 1.0)
+    monkeypatch.setattr("frontend.outbox.BUSY_FLUSH_SECONDS", 1.0)
     peer, client = start_peer(), start_client()
     await works(client, peer)
     first = start_call(client, [ids(101, n, 102) for n in range(BUSY_FLIGHTS)])

@@ -11,6 +11,7 @@ from frontend.app import DIALECTS
 from frontend.correlation import Correlation
 from frontend.dialects import original
 from frontend.errors import Errors
+from frontend.request_log import RequestLog
 from frontend.responses import STATUS
 from ipc.errors import InputTooLong, MethodNotAllowed, RequestError
 from tests.frontend.served import Wire, post_scope
@@ -33,7 +34,7 @@ async def answer(error: BaseException, path: str, *, begins: bool = False) -> ht
             await send(START)
         raise error
 
-    wrapped = Correlation(Errors(app, dialects=DIALECTS, default=original))
+    wrapped = Correlation(Errors(app, dialects=DIALECTS, default=original), RequestLog())
     sent = await Wire().ask(wrapped, post_scope(path, {"x-request-id": "mine"}))
     if not sent:
         return None

@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
-from frontend.flight import Call, Flight
+from frontend.flight import Call, Flight, Lent
 from ipc.messages import Submission
-from ipc.slab import Row
+from ipc.slab import FREE, Row
 from tests.frontend.peer import ids
 
 pytestmark = pytest.mark.anyio
@@ -20,12 +20,13 @@ def encode(row: Row) -> bytes:
 
 
 def make(count: int) -> tuple[Call, list[Flight]]:
-    call = Call(encode, [b""] * count, count, asyncio.get_running_loop().create_future())
-    return call, [Flight(Submission(n + 1, 0, 0, ids(1)), call, n) for n in range(count)]
+    call = Call(encode, [b""] * count, count, asyncio.get_running_loop().create_future(), deadline_ns=0)
+    return call, [Flight(Submission(n + 1, 0, 0, ids(1)), {call: [n]}) for n in range(count)]
 
 
-def row(value: float) -> Row:
-    return np.array([value], np.float32)
+def row(value: float) -> Lent:
+    """Row 1 of three, which this process holds."""
+    return Lent(np.array([[0], [value], [0]], np.float32), np.array([7, 8, 9], np.uint32), 1)
 
 
 async def test_a_call_is_done_with_its_last_text() -> None:
@@ -49,9 +50,31 @@ async def test_what_take_raises_ends_the_call_and_the_first_error_wins() -> None
     assert call.missing == 2
 
 
+async def test_a_row_is_given_back_once_it_is_encoded_or_has_failed() -> None:
+    call, flights = make(2)
+    for flight, lent in zip(flights, (row(1), row(-1)), strict=True):
+        flight.land(lent, 0, 0)
+        assert lent.leases.tolist() == [7, FREE, 9]
+    assert isinstance(call.done.exception(), ValueError)
+
+
+async def test_without_take_the_rows_are_held_until_the_call_is_released() -> None:
+    call, flights = make(2)
+    call.take = None
+    rows = row(1), row(2)
+    for flight, lent in zip(flights, rows, strict=True):
+        flight.land(lent, 0, 0)
+    assert call.done.done()
+    assert call.held == dict(enumerate(rows))
+    assert all(lent.leases[1] == 8 for lent in rows)
+    call.release()
+    assert all(lent.leases.tolist() == [7, FREE, 9] for lent in rows)
+    assert not call.held
+
+
 async def test_texts_may_land_after_the_call_was_given_up() -> None:
     call, flights = make(1)
     call.done.cancel()
     flights[0].land(row(1), 0, 0)
-    flights[0].call.fail(OverflowError("too late"))
+    flights[0].fail(lambda: OverflowError("too late"))
     assert call.done.cancelled()

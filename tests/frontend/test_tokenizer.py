@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tokenizers
@@ -12,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frontend import tokenizer as module
-from frontend.tokenizer import INLINE_CHARS, Tokenizer, Tokens
+from frontend.tokenizer import INLINE_CHARS, Side, Token, Tokenizer, Tokens
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.errors import InputTooLong, StartError
 
@@ -50,6 +51,12 @@ class Watched:
         self._note(texts)
         return self.real.encode_batch_fast(texts)
 
+    def num_special_tokens_to_add(self, is_pair: bool) -> int:
+        return self.real.num_special_tokens_to_add(is_pair)
+
+    def post_process(self, encoding: tokenizers.Encoding) -> tokenizers.Encoding:
+        return self.real.post_process(encoding)
+
     def _note(self, texts: Sequence[str]) -> None:
         Watched.chars += sum(map(len, texts))
         Watched.threads.append(threading.get_ident())
@@ -78,10 +85,10 @@ def make(bundle: Bundle) -> Iterator[Make]:
         tokenizer.close()
 
 
-def whole(bundle: Bundle, max_tokens: int) -> Library:
+def whole(bundle: Bundle, max_tokens: int, side: Side = "right") -> Library:
     """The library truncating the whole text, which is what truncation must equal."""
     library = Library.from_file(str(bundle.path(TOKENIZER)))
-    library.enable_truncation(max_tokens)
+    library.enable_truncation(max_tokens, direction=side)
     return library
 
 
@@ -113,36 +120,43 @@ PIECES = [
 texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=40)), max_size=25).map("".join)
 
 
+SIDES: tuple[Side, ...] = ("left", "right")
+Pair = tuple[Tokenizer, dict[Side, Library]]
+
+
 @pytest.fixture(scope="module", params=[3, 8, 64])
-def pair(bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[tuple[Tokenizer, Library]]:
+def pair(bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Ours, and the library truncating the whole text, which is what ours must equal."""
     ours = Tokenizer(bundle.path(TOKENIZER), request.param, 10**6)
-    yield ours, whole(bundle, request.param)
+    yield ours, {side: whole(bundle, request.param, side) for side in SIDES}
     ours.close()
 
 
+@pytest.mark.parametrize("side", SIDES)
 @settings(max_examples=80, deadline=None)
 @given(text=texts, chars_per_token=st.integers(1, 16))
 @example(text=" " * 5_000 + "at the end", chars_per_token=1)
 @example(text="y" * 5_000 + " and more", chars_per_token=1)
+@example(text="at the beginning" + " " * 5_000, chars_per_token=1)
+@example(text="more and " + "y" * 5_000, chars_per_token=1)
 @example(text="word" * 20 + " [SEP]" * 100, chars_per_token=1)
-def test_truncation_gives_the_ids_of_the_whole_text(
-    pair: tuple[Tokenizer, Library], text: str, chars_per_token: int
-) -> None:
-    ours, library = pair
+@example(text="[SEP] " * 100 + "word" * 20, chars_per_token=1)
+def test_truncation_gives_the_ids_of_the_whole_text(pair: Pair, side: Side, text: str, chars_per_token: int) -> None:
+    ours, library = pair[0], pair[1][side]
     with pytest.MonkeyPatch.context() as patch:
         # Whatever the first guess: it is there for speed alone.
         patch.setattr(module, "CHARS_PER_TOKEN", chars_per_token)
-        tokens = asyncio.run(ours.encode([text], truncate=True))
+        tokens = asyncio.run(ours.encode([text], truncate=True, side=side))
     encoding = library.encode(text)
     assert tokens.texts[0].tolist() == encoding.ids
     assert tokens.truncated == bool(encoding.overflowing)
 
 
-async def test_a_batch_is_truncated_text_by_text(make: Make, bundle: Bundle) -> None:
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_batch_is_truncated_text_by_text(make: Make, bundle: Bundle, side: Side) -> None:
     many = ["short", "a longer one of many words " * 40, "word", "z " * 300]
-    tokens = await make(16).encode(many, truncate=True)
-    library = whole(bundle, 16)
+    tokens = await make(16).encode(many, truncate=True, side=side)
+    library = whole(bundle, 16, side)
     assert [text.tolist() for text in tokens.texts] == [library.encode(text).ids for text in many]
     assert [text.dtype for text in tokens.texts] == [np.int32] * 4
     assert tokens.truncated == 2
@@ -157,24 +171,31 @@ def test_no_texts_have_no_tokens() -> None:
 
 
 @pytest.mark.parametrize("unit", ["the cat sat on the mat. ", "漢字", "naïve café "], ids=["prose", "cjk", "accents"])
-async def test_a_megabyte_is_not_tokenized(watched: type[Watched], make: Make, unit: str) -> None:
-    tokens = await make(256).encode([unit * (1_000_000 // len(unit))], truncate=True)
+@pytest.mark.parametrize("side", SIDES)
+async def test_a_megabyte_is_not_tokenized(watched: type[Watched], make: Make, unit: str, side: Side) -> None:
+    tokens = await make(256).encode([unit * (1_000_000 // len(unit))], truncate=True, side=side)
     assert (len(tokens.texts[0]), tokens.truncated) == (256, 1)
     assert watched.chars < 40_000
 
 
 @pytest.mark.parametrize("unit", [" ", "x"], ids=["one run of spaces", "one word"])
-async def test_a_search_for_words_has_a_bound(watched: type[Watched], make: Make, unit: str) -> None:
-    with pytest.raises(InputTooLong, match=f"the first {MAX_CHARS} of them fewer than 256 tokens"):
-        await make(256).encode([unit * 1_000_000], truncate=True)
+@pytest.mark.parametrize(("side", "which"), [("left", "last"), ("right", "first")])
+async def test_a_search_for_words_has_a_bound(
+    watched: type[Watched], make: Make, unit: str, side: Side, which: str
+) -> None:
+    with pytest.raises(InputTooLong, match=f"the {which} {MAX_CHARS} of them fewer than 256 tokens"):
+        await make(256).encode([unit * 1_000_000], truncate=True, side=side)
     assert watched.chars <= 3 * MAX_CHARS, "each look is at twice as much as the one before"
 
 
 @pytest.mark.parametrize("max_chars", [300, 4_000, 9_999, 65_536])
-async def test_prose_longer_than_is_tokenized_whole_is_truncated(make: Make, bundle: Bundle, max_chars: int) -> None:
+@pytest.mark.parametrize("side", SIDES)
+async def test_prose_longer_than_is_tokenized_whole_is_truncated(
+    make: Make, bundle: Bundle, max_chars: int, side: Side
+) -> None:
     text = "a cat, a mat. " * 10_000
-    tokens = await make(64, max_chars).encode([text], truncate=True)
-    assert tokens.texts[0].tolist() == whole(bundle, 64).encode(text).ids
+    tokens = await make(64, max_chars).encode([text], truncate=True, side=side)
+    assert tokens.texts[0].tolist() == whole(bundle, 64, side).encode(text).ids
     assert tokens.truncated == 1
 
 
@@ -215,6 +236,22 @@ async def test_the_loop_turns_while_a_long_request_is_tokenized(
     asyncio.get_running_loop().call_soon(turned.set)
     assert len((await encoding).texts) == INLINE_CHARS
     assert turned.is_set()
+
+
+# splitting
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=texts)
+def test_every_token_says_where_it_is_among_the_bytes(pair: Pair, bundle: Bundle, text: str) -> None:
+    (encoded,) = asyncio.run(pair[0].split([text], msgspec.json.encode, special=True))
+    found = msgspec.json.decode(encoded, type=list[Token])
+    library = Library.from_file(str(bundle.path(TOKENIZER)))
+    assert [token.id for token in found] == library.encode(text).ids
+    assert (found[0], found[-1]) == (Token(101, "[CLS]", True, None, None), Token(102, "[SEP]", True, None, None))
+    for token in found[1:-1]:
+        assert not token.special
+        assert token.text == text.encode()[token.start : token.stop].decode()
 
 
 # refusals

@@ -70,6 +70,21 @@ def test_a_whole_bundle_loads(folder: Path) -> None:
     assert bundle.parity.min_cosine == 0.9999999
 
 
+def test_prompts_may_be_there_and_change_no_fingerprint(folder: Path) -> None:
+    before = load_bundle(folder)
+    assert (before.prompts, before.default_prompt_name) == ({}, None)
+    prompts = {"query": "find: ", "document": ""}
+    write(folder, describe() | {"prompts": prompts, "default_prompt_name": "query"})
+    after = load_bundle(folder)
+    assert (after.prompts, after.default_prompt_name) == (prompts, "query")
+    assert after.fingerprint == before.fingerprint
+
+
+def test_a_default_prompt_that_is_not_there(folder: Path) -> None:
+    write(folder, describe() | {"prompts": {"query": ""}, "default_prompt_name": "other"})
+    assert "has no prompt 'other'" in refusal(folder)
+
+
 def test_an_unknown_file_or_precision_is_an_error(folder: Path) -> None:
     bundle = load_bundle(folder)
     with pytest.raises(KeyError):

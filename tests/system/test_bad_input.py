@@ -160,9 +160,9 @@ ONLY_OPENAI = {
 
 ONLY_TEI = {
     "numbers": value(b"[1, 2]", "expected `str`"),
-    "left truncation": Case(b'{"inputs": "a", "truncation_direction": "left"}', "Only `right` truncation"),
-    "no normalization": Case(b'{"inputs": "a", "normalize": false}', "always normalized"),
-    "a prompt": Case(b'{"inputs": "a", "prompt_name": "query"}', "no prompts"),
+    "another truncation": Case(b'{"inputs": "a", "truncation_direction": "top"}', "must be `left` or `right`"),
+    "no normalization": Case(b'{"inputs": "a", "normalize": false}', "`normalize` must be true or left out"),
+    "a prompt": Case(b'{"inputs": "a", "prompt_name": "query"}', "the model has none"),
 }
 
 ONLY_ORIGINAL = {
@@ -199,6 +199,7 @@ ACCEPTED_BY_OPENAI = {
     "no format": Case(b'{"input": "text", "encoding_format": null, "dimensions": null, "user": "u"}', "", 200),
 }
 ACCEPTED_BY_TEI = {
+    "truncation to the left": Case(b'{"inputs": "text", "truncation_direction": "LEFT"}', "", 200),
     "truncation to the right": Case(b'{"inputs": "text", "truncation_direction": "Right"}', "", 200),
     "nothing but nulls": Case(b'{"inputs": "text", "truncate": null, "normalize": null, "prompt_name": null}', "", 200),
 }
@@ -256,6 +257,51 @@ def test_accepted(server: Stack, case: Case, dialect: Dialect) -> None:
     answer = ask_case(server, case, dialect)
     assert answer.status == 200, answer.body
     assert b"null" not in answer.body, "a vector holds something that is no number"
+
+
+OTHER_ROUTES = {
+    "/": (TEI, b"FIELD"),
+    "/similarity": (TEI, b'{"source_sentence": FIELD, "sentences": [FIELD]}'),
+    "/tokenize": (TEI, b"FIELD"),
+    "/embeddings": (OPENAI, b"FIELD"),
+}
+REFUSED_VALUES = {
+    "NaN": (b"NaN", "not valid JSON"),
+    "bad UTF-8": (b'"a\xff\xfeb"', "not valid JSON"),
+    "lone surrogate": (rb'"a\ud800b"', "not valid JSON"),
+    "null": (b"null", "expected"),
+    "a number": (b"7", "expected"),
+    "nested lists": (b'[[["a"]]]', "expected"),
+    "empty text": (b'""', "is empty"),
+}
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+@pytest.mark.parametrize(("given", "says"), REFUSED_VALUES.values(), ids=REFUSED_VALUES)
+def test_other_routes_refuse_the_same(server: Stack, path: str, given: bytes, says: str) -> None:
+    dialect, inner = OTHER_ROUTES[path]
+    body = b'{"%b": %b}' % (dialect.field.encode(), inner.replace(b"FIELD", given))
+    answer = ask(server, lambda c: c.request("POST", path, body, AUTHORIZED | JSON_TYPE))
+    assert answer.status == dialect.invalid, answer.body
+    assert re.search(says, dialect.message(answer), re.IGNORECASE), answer.body
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+def test_other_routes_refuse_what_is_large_or_no_json(server: Stack, path: str) -> None:
+    large = ask(server, lambda c: c.request("POST", path, b" " * 10_000_000, AUTHORIZED | JSON_TYPE))
+    form = ask(server, lambda c: c.request("POST", path, b"a=b", AUTHORIZED | {"Content-Type": "text/plain"}))
+    assert (large.status, form.status) == (413, 415)
+
+
+@pytest.mark.parametrize("path", OTHER_ROUTES)
+@pytest.mark.parametrize("text", [rb"a\u0000b", rb"\ud83d\ude42", rb"\u0000", b" "])
+def test_other_routes_take_any_text(server: Stack, path: str, text: bytes) -> None:
+    dialect, inner = OTHER_ROUTES[path]
+    given = inner.replace(b"FIELD", b'"%b"' % text)
+    body = b'{"%b": %b, "unknown": [null]}' % (dialect.field.encode(), given)
+    answer = ask(server, lambda c: c.request("POST", path, body, AUTHORIZED | JSON_TYPE))
+    assert answer.status == 200, answer.body
+    assert b"NaN" not in answer.body
 
 
 def test_a_field_given_twice_has_its_last_value(server: Stack) -> None:

@@ -59,6 +59,7 @@ DIALECTS = {
         lambda answer: as_vectors([entry["embedding"] for entry in answer["data"]]),
     ),
     "tei": Dialect("/embed", lambda texts: {"inputs": texts, "truncate": True}, as_vectors),
+    "hugging face": Dialect("/", lambda texts: {"inputs": texts, "truncate": True}, as_vectors),
     "original": Dialect(
         "/v1/embed", lambda texts: {"input_text": texts[0]}, lambda answer: as_vectors([answer["embedding"]]), most=1
     ),
@@ -119,6 +120,16 @@ def test_texts_in_batches(client: httpx.Client, dialect: Dialect, references: li
     assert differing(taken, vectors) == {}
 
 
+def test_the_largest_request_is_split_and_answered_whole(client: httpx.Client, dialect: Dialect) -> None:
+    if dialect.most == 1:
+        return
+    texts = [f"number {n}" + " and more" * (n % 3) for n in range(2048)]
+    together = embed(client, dialect, texts)
+    apart = [vector for first in range(0, 2048, 100) for vector in embed(client, dialect, texts[first : first + 100])]
+    assert [v.tobytes() for v in together] == [v.tobytes() for v in apart]
+    assert len({v.tobytes() for v in together}) == 2048
+
+
 def test_every_vector_has_length_one(client: httpx.Client, references: list[Reference]) -> None:
     dialect = DIALECTS["tei"]
     vectors = embed(client, dialect, [r.text for r in accepted(references, dialect)])
@@ -164,7 +175,7 @@ def test_what_each_dialect_refuses(client: httpx.Client, references: list[Refere
             assert f"must have 1 to 1024 characters, and has {len(text.strip())}" in answer.json()["detail"]
         else:
             assert text == ""
-            assert answer.status_code == (422 if dialect.path == "/embed" else 400)
+            assert answer.status_code == (422 if dialect.path in {"/embed", "/"} else 400)
             assert "is empty" in answer.text
 
 

@@ -220,11 +220,28 @@ def test_lowercasing_outside_the_tokenizer(make_model: MakeModel) -> None:
     assert "lowercases outside its tokenizer" in refusal(folder)
 
 
-def test_a_prompt_before_every_text(make_model: MakeModel) -> None:
+def test_prompts_are_kept(make_model: MakeModel) -> None:
     folder = make_model()
+    assert (read_checkpoint(folder).prompts, read_checkpoint(folder).default_prompt_name) == ({}, None)
     prompts = {"query": "find: ", "document": ""}
-    for name in (None, "document"):
+    for name in (None, "document", "query"):
         edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name=name)
-        read_checkpoint(folder)
-    edit(folder / "config_sentence_transformers.json", prompts=prompts, default_prompt_name="query")
-    assert "puts the prompt 'query' before every text" in refusal(folder)
+        read = read_checkpoint(folder)
+        assert (read.prompts, read.default_prompt_name) == (prompts, name)
+
+
+def test_prompts_that_are_none(make_model: MakeModel) -> None:
+    folder = make_model()
+    path = folder / "config_sentence_transformers.json"
+    edit(path, prompts={"query": 7}, default_prompt_name=None)
+    assert "prompts that are not texts" in refusal(folder)
+    edit(path, prompts={"query": "q: "}, default_prompt_name="other")
+    assert "the default prompt 'other'" in refusal(folder)
+
+
+def test_prompts_that_have_no_part_in_the_vector(make_model: MakeModel) -> None:
+    folder = make_model()
+    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
+    read_checkpoint(folder)
+    edit(folder / "config_sentence_transformers.json", prompts={"query": "q: "}, default_prompt_name=None)
+    assert "leaves its prompts out of the pooling" in refusal(folder)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import httpx
+import llama_index.core
+import msgspec
 import numpy as np
 import pytest
+import tiktoken
 import tokenizers
 
 from frontend.dialects import openai
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.errors import EngineFailure, InvalidRequest, Overloaded, RequestError, Unauthorized
 from tests.frontend.peer import vector
+from tests.frontend.served import drawn_server
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +26,14 @@ DIM = 384
 @pytest.fixture(scope="module")
 def library(bundle: Bundle) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+
+
+@pytest.fixture
+def vocabulary(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where tiktoken finds cl100k_base: llama-index brings it along."""
+    folder = Path(llama_index.core.__file__).parent / "_static" / "tiktoken_cache"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    return folder
 
 
 def expected(library: tokenizers.Tokenizer, text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -156,6 +169,106 @@ async def test_bad_fields_are_400_and_named(http: httpx.AsyncClient, body: Any, 
 )
 async def test_unknown_fields_and_null_are_ignored(http: httpx.AsyncClient, extra: dict[str, Any]) -> None:
     assert len(rows(await post(http, {"input": "a"} | extra))) == 1
+
+
+# token ids
+
+
+@pytest.mark.parametrize("one", [True, False])
+async def test_the_models_own_ids_are_taken_as_they_are(run_dir: Path, bundle: Bundle, one: bool) -> None:
+    lists = [[101, 7592, 102]] if one else [[101, 7592, 102], [7592], [0, bundle.vocab_size - 1] * 128]
+    async with drawn_server(run_dir, bundle, token_input="model") as client:  # noqa: S106 - no password
+        response = await post(client, {"input": lists[0] if one else lists, "dimensions": None})
+        text = await post(client, {"input": "hello"})
+    for row, ids in zip(rows(response), lists, strict=True):
+        assert np.array_equal(np.array(row, np.float32), vector(ids, DIM)), "no special tokens are added"
+    assert rows(response)[0] == rows(text)[0]
+    assert response.json()["usage"]["total_tokens"] == sum(map(len, lists))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([[]], "Text 0 of `input` is empty"),
+        ([[1], []], "Text 1 of `input` is empty"),
+        ([-1], "outside the model's vocabulary of 30522"),
+        ([[1], [30522]], "Text 1 of `input` has a token id outside"),
+        ([2**62], "outside"),
+        ([1] * 257, "257 token ids, the model takes 256"),
+        ([[1]] * 65, "the most is 64"),
+        (["a", 1], "mixes"),
+        ([1, [2]], "mixes"),
+        ([], "empty"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_ids_that_are_none_of_the_models(run_dir: Path, bundle: Bundle, given: Any, says: str) -> None:
+    async with drawn_server(run_dir, bundle, token_input="model") as client:  # noqa: S106 - no password
+        response = await post(client, {"input": given})
+    assert response.status_code == 400
+    assert says in response.json()["error"]["message"]
+
+
+async def test_cl100k_is_decoded_and_tokenized_anew(
+    run_dir: Path, bundle: Bundle, library: tokenizers.Tokenizer, vocabulary: Path
+) -> None:
+    texts = ["hello world", "漢字 and 👩\u200d👧", "<|endoftext|>"]
+    encoding = tiktoken.get_encoding("cl100k_base")
+    lists = [encoding.encode(text, allowed_special="all") for text in texts]
+    async with drawn_server(run_dir, bundle, token_input="cl100k") as client:  # noqa: S106 - no password
+        response = await post(client, {"input": lists})
+        alone = await post(client, {"input": lists[0]})
+        wrong: list[Any] = [[100_256], [-1], [2**40], [[]], [["a"]]]
+        refusals = [await post(client, {"input": ids}) for ids in wrong]
+        long = {"input": encoding.encode("cat " * 300)}
+        assert (await post(client, long)).status_code == 400
+        assert (await post(client, long | {"truncate": True})).headers["x-truncated-texts"] == "1"
+    for row, text in zip(rows(response), texts, strict=True):
+        assert np.array_equal(np.array(row, np.float32), expected(library, text))
+    assert rows(alone)[0] == rows(response)[0]
+    assert [refusal.status_code for refusal in refusals] == [400] * 5
+
+
+# prompts
+
+PROMPTS = {"query": "find: ", "passage": "this: "}
+
+
+@pytest.mark.parametrize(
+    ("asked", "prefix"),
+    [
+        ({}, ""),
+        ({"prompt_name": "query"}, "find: "),
+        ({"input_type": "query"}, "find: "),
+        ({"input_type": "passage"}, "this: "),
+        ({"input_type": "document"}, "this: "),
+        ({"input_type": "query", "prompt_name": "passage"}, "this: "),
+        ({"input_type": None, "prompt_name": None}, ""),
+    ],
+    ids=str,
+)
+async def test_prompts(
+    run_dir: Path, bundle: Bundle, library: tokenizers.Tokenizer, asked: dict[str, Any], prefix: str
+) -> None:
+    async with drawn_server(run_dir, msgspec.structs.replace(bundle, prompts=PROMPTS)) as client:
+        (row,) = rows(await post(client, {"input": "text"} | asked))
+    assert np.array_equal(np.array(row, np.float32), expected(library, prefix + "text"))
+
+
+async def test_a_kind_of_text_that_the_model_has_no_prompt_for(http: httpx.AsyncClient) -> None:
+    plain = rows(await post(http, {"input": "text"}))
+    assert rows(await post(http, {"input": "text", "input_type": "query"})) == plain
+
+
+async def test_prompts_there_are_not(run_dir: Path, bundle: Bundle) -> None:
+    prompted = msgspec.structs.replace(bundle, prompts=PROMPTS)
+    async with drawn_server(run_dir, prompted, token_input="model") as client:  # noqa: S106 - no password
+        unknown = await post(client, {"input": "text", "prompt_name": "other"})
+        kind = await post(client, {"input": "text", "input_type": "search"})
+        ids = await post(client, {"input": [1, 2], "prompt_name": "query"})
+    assert [r.status_code for r in (unknown, kind, ids)] == [400, 400, 400]
+    assert "choose one of: passage, query" in unknown.json()["error"]["message"]
+    assert [r.json()["error"]["param"] for r in (unknown, kind, ids)] == ["prompt_name", "input_type", "prompt_name"]
 
 
 async def test_models(http: httpx.AsyncClient, bundle: Bundle) -> None:

@@ -1,0 +1,48 @@
+"""What a request is told for which no vector came, a new error each time."""
+
+from __future__ import annotations
+
+from ipc.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    Overloaded,
+    PoisonRequest,
+    RequestError,
+)
+from ipc.messages import Status
+
+RETRY_AFTER_SECONDS = 1.0
+
+
+def error_of(status: int) -> RequestError:
+    """For the status of a REPLY's item, other than OK."""
+    match status:
+        case Status.EXPIRED:
+            return DeadlineExceeded("The request's deadline passed while it waited: allow more time or send less.")
+        case Status.REFUSED:
+            return Overloaded("The engine's queue is full: try again later.", retry_after=RETRY_AFTER_SECONDS)
+        case _:
+            return EngineFailure("The model could not be run on this text: the engine's log has the reason.")
+
+
+def unavailable(reason: str) -> EngineUnavailable:
+    """Where no engine can be asked."""
+    return EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
+
+
+def too_many() -> Overloaded:
+    """Where this front end has as many texts under way as it may."""
+    return Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
+
+
+def poison() -> PoisonRequest:
+    """For a text that the engine died of too often."""
+    return PoisonRequest("The engine died whenever it ran this request: do not repeat it.")
+
+
+def late(*, is_engine_away: bool) -> RequestError:
+    """For a request whose deadline has passed."""
+    if is_engine_away:
+        return unavailable("The engine did not come back before the request's deadline: try again.")
+    return DeadlineExceeded("No answer before the request's deadline: allow more time or send less.")

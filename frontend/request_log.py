@@ -1,0 +1,92 @@
+"""One line for each request: what it was, what became of it and where its time went. No text, key or vector."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import orjson
+from starlette.types import Scope
+
+from frontend.auth import SCOPE_KEY
+from frontend.keys import Key
+
+NAME: Final = "frontend.request"
+# A line by itself would cost the supervisor, who passes it on, more than it costs here.
+FLUSH_SECONDS = 0.1
+MOST_PATH = 200
+# What nginx's logs made common for a client that left before its answer.
+CLIENT_LEFT: Final = 499
+# Where the scope has the request's Facts.
+FACTS: Final = "embedlane.facts"
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the parts of a request's path know of it, for its line; times in ns."""
+
+    began_ns: int
+    texts: int = 0
+    tokens: int = 0
+    wait_ns: int = 0
+    compute_ns: int = 0
+    cache: str | None = None
+    error: str | None = None
+
+
+class RequestLog:
+    """Writes to stderr, as `ipc.log` does, all lines of a tenth of a second together; `close` writes the last."""
+
+    def __init__(self) -> None:
+        self._is_on = logging.getLogger(NAME).isEnabledFor(logging.INFO)
+        self._lines: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def note(self, scope: Scope, facts: Facts, status: int) -> None:
+        """Queue the line of a request that has ended."""
+        if not self._is_on:
+            return
+        self._lines.append(_line(scope, facts, status))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def close(self) -> None:
+        """Write what is queued."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._flush()
+
+    def _flush(self) -> None:
+        self._timer = None
+        lines, self._lines = self._lines, []
+        sys.stderr.write(b"".join(lines).decode())
+        sys.stderr.flush()
+
+
+def _line(scope: Scope, facts: Facts, status: int) -> bytes:
+    key: Key | None = scope.get(SCOPE_KEY)
+    record = {
+        "level": "INFO",
+        "logger": NAME,
+        "message": "request",
+        "process": "frontend",
+        "correlation_id": scope["correlation_id"],
+        "method": scope["method"],
+        "path": scope["path"][:MOST_PATH],
+        "status": status,
+        "key": key and key.name,
+        "texts": facts.texts,
+        "tokens": facts.tokens,
+        "queue_ms": facts.wait_ns // 1000 / 1000,
+        "inference_ms": facts.compute_ns // 1000 / 1000,
+        "total_ms": (time.monotonic_ns() - facts.began_ns) // 1000 / 1000,
+        "cache": facts.cache,
+        "error": facts.error,
+        "time": datetime.now(UTC),
+    }
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
