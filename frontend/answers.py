@@ -97,6 +97,23 @@ class EmbedAnswer(Struct, forbid_unknown_fields=True):
     model: str
 
 
+class PerRule(Struct, forbid_unknown_fields=True):
+    """Of each limit; null where there is none."""
+
+    requests_per_minute: float | None
+    requests_per_hour: float | None
+    tokens_per_minute: float | None
+
+
+class UsageAnswer(Struct, forbid_unknown_fields=True):
+    """The key's limits, what is left of them, and the seconds until all of it is free again."""
+
+    key: str
+    limits: PerRule
+    remaining: PerRule
+    reset_seconds: PerRule
+
+
 class Health(Struct, forbid_unknown_fields=True):
     """The process runs."""
 

@@ -63,13 +63,31 @@ GIVEN_WITH_VECTORS: Final[Json] = {
     "x-queue-time": {"description": "Milliseconds in the queue.", "required": True, "schema": MILLISECONDS},
     "x-inference-time": {"description": "Milliseconds in the model.", "required": True, "schema": MILLISECONDS},
     "x-truncated-texts": {"description": "How many texts were cut, if any was.", "schema": WHOLE},
+    "x-cache": {"description": "Whether vectors came from the cache.", "schema": {"type": "string"}},
+    "x-embedding-shape": {
+        "description": "Rows and numbers in each, where the answer is raw little-endian float32.",
+        "schema": {"type": "string", "pattern": "^[0-9]+,[0-9]+$"},
+    },
+}
+GIVEN_WITH_LIMITS: Final[Json] = {
+    f"x-ratelimit-{what}{of}": {"description": f"{said}{whose}, where the key has a limit.", "schema": schema}
+    for of, whose in (
+        ("", " of the tightest limit on requests"),
+        ("-requests", " of the same"),
+        ("-tokens", " of tokens a minute"),
+    )
+    for what, said, schema in (
+        ("limit", "What is allowed", WHOLE),
+        ("remaining", "What is left", WHOLE),
+        ("reset", "When all is free again", {"type": "string"}),
+    )
 }
 GIVEN_WITH_ERRORS: Final[Json] = {
     "Retry-After": {"description": "Seconds after which to try again.", "schema": WHOLE},
     "retry-after-ms": {"description": "The same in milliseconds.", "schema": WHOLE},
     "WWW-Authenticate": {"description": "How to send the key.", "schema": {"type": "string"}},
 }
-ALL_GIVEN: Final[Json] = GIVEN_ALWAYS | GIVEN_WITH_VECTORS | GIVEN_WITH_ERRORS
+ALL_GIVEN: Final[Json] = GIVEN_ALWAYS | GIVEN_WITH_VECTORS | GIVEN_WITH_LIMITS | GIVEN_WITH_ERRORS
 
 SECURITY: Final[Json] = {
     "bearer": {
@@ -203,7 +221,8 @@ def _answers(op: Operation, schemas: Mapping[Any, Json]) -> Iterator[tuple[str, 
     good: Json = {media: {} for media in op.media}
     if op.answer is not None:
         good[JSON] = {"schema": schemas[op.answer]} | ({} if op.shown is None else {"example": op.shown})
-    headers = _headers(GIVEN_ALWAYS | (GIVEN_WITH_VECTORS if op.embeds else {}))
+    limits = GIVEN_WITH_LIMITS if op.is_limited else {}
+    headers = _headers(GIVEN_ALWAYS | (GIVEN_WITH_VECTORS if op.embeds else {}) | limits)
     yield "200", {"description": "Done.", "headers": headers, "content": good}
     for status, kind in op.other.items():
         content = {JSON: {"schema": schemas[kind]}}
@@ -231,7 +250,7 @@ def _error_name(family: Family, status: int) -> str:
 
 def _error_answer(family: Family, status: int, kinds: list[type[RequestError]], schema: Json) -> Json:
     """One status, with an example for each error that has it, written by the dialect itself."""
-    examples, headers = {}, dict(GIVEN_ALWAYS)
+    examples, headers = {}, GIVEN_ALWAYS | GIVEN_WITH_LIMITS
     for kind in kinds:
         is_passing = status in {429, 503}
         error = kind(_said_of(kind), retry_after=EXAMPLE_RETRY_SECONDS if is_passing else None)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from frontend import answers
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.raw import NPY, OCTETS
 from frontend.tokenizer import Token
 from ipc.errors import (
     BodyTooLarge,
@@ -19,6 +20,7 @@ from ipc.errors import (
     InvalidRequest,
     Overloaded,
     PoisonRequest,
+    RateLimited,
     RequestError,
     Unauthorized,
     UnsupportedMedia,
@@ -33,6 +35,7 @@ WITH_BODY: Final[Errors] = (*KEYED, InvalidRequest, UnsupportedMedia, BodyTooLar
 EMBEDDING: Final[Errors] = (
     *WITH_BODY,
     InputTooLong,
+    RateLimited,
     Overloaded,
     EngineUnavailable,
     DeadlineExceeded,
@@ -41,6 +44,8 @@ EMBEDDING: Final[Errors] = (
 )
 
 JSON: Final = "application/json"
+# Vectors as they are, where `Accept` asks for them.
+VECTORS: Final = (JSON, OCTETS, NPY)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,11 @@ class Operation:
         """Whether texts go to the engine."""
         return EngineFailure in self.errors
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it counts against the key's limits."""
+        return RateLimited in self.errors
+
 
 TEXT: Final = "The quick brown fox"
 COMPARISON: Final = {"source_sentence": TEXT, "sentences": ["A fast auburn fox", "Interest rates rose"]}
@@ -126,6 +136,7 @@ OPERATIONS: Final = (
             "usage": {"prompt_tokens": 6, "total_tokens": 6},
         },
         also=("/embeddings",),
+        media=VECTORS,
     ),
     Operation(
         "GET",
@@ -153,6 +164,7 @@ OPERATIONS: Final = (
         },
         answer=list[answers.Vector],
         shown=[SHORT_VECTOR],
+        media=VECTORS,
     ),
     Operation(
         "POST",
@@ -178,13 +190,14 @@ OPERATIONS: Final = (
         examples={"vectors": {"inputs": [TEXT], "truncate": True}, "cosines": {"inputs": COMPARISON}},
         answer=list[answers.Vector | answers.Cosine],
         shown=[SHORT_VECTOR],
+        media=VECTORS,
     ),
     Operation(
         "POST",
         "/tokenize",
         "Split texts into tokens; `start` and `stop` count bytes of UTF-8",
         TEI,
-        (*WITH_BODY, InputTooLong),
+        (*WITH_BODY, InputTooLong, RateLimited),
         body=(tei.TokenizeBody,),
         examples={"one text": {"inputs": "fox", "add_special_tokens": False}, "several texts": {"inputs": [TEXT, "a"]}},
         answer=list[list[Token]],
@@ -223,6 +236,21 @@ OPERATIONS: Final = (
         examples={"one text": {"input_text": TEXT}},
         answer=answers.EmbedAnswer,
         shown={"embedding": SHORT_VECTOR, "model": DEFAULT_MODEL},
+        media=VECTORS,
+    ),
+    Operation(
+        "GET",
+        "/v1/usage",
+        "The key's limits, and what is left of them",
+        ORIGINAL,
+        KEYED,
+        answer=answers.UsageAnswer,
+        shown={
+            "key": "a-name",
+            "limits": {"requests_per_minute": 60, "requests_per_hour": 1000, "tokens_per_minute": None},
+            "remaining": {"requests_per_minute": 59, "requests_per_hour": 999, "tokens_per_minute": None},
+            "reset_seconds": {"requests_per_minute": 60.0, "requests_per_hour": 3600.0, "tokens_per_minute": None},
+        },
     ),
     Operation(
         "GET",

@@ -94,7 +94,7 @@ async def test_those_behind_it_see_whose_key_it_was(tmp_path: Path) -> None:
     auth = Auth(inner, KeyRing(KEY, tmp_path / "keys.json"), {"/open"})
     for key in (KEY, secret):
         await Wire().ask(auth, post_scope("/embed", {"authorization": f"Bearer {key}"}))
-        await Wire().ask(auth, post_scope("/open", {"authorization": f"Bearer {key}"}))
+        await Wire().ask(auth, post_scope("/open", {"authorization": f"Bearer {key}"}, method="GET"))
     await Wire().ask(auth, post_scope("/embed", {"authorization": "Bearer wrong", "x-api-key": secret}))
     assert inner.names == [OWN_NAME, None, "ci", None, "ci"]
 
