@@ -117,17 +117,23 @@ def npy_head(rows: int, dim: int) -> bytes:
 
 
 def _pieces(call: Call) -> Iterator[Piece]:
-    """All vectors in order, neighbouring rows together."""
+    """All vectors in order: neighbouring rows together, and what is bytes already in one."""
     extent: list[Lent] = []
+    parts: list[bytes] = []
     for index, part in enumerate(call.parts):
         lent = call.held.get(index)
+        if parts and lent:
+            yield Piece(b"".join(parts))
+            parts = []
         if extent and not (lent and _follows(extent, lent)):
             yield _piece(extent)
             extent = []
         if lent:
             extent.append(lent)
         else:
-            yield Piece(part)
+            parts.append(part)
+    if parts:
+        yield Piece(b"".join(parts))
     if extent:
         yield _piece(extent)
 
