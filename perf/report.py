@@ -79,11 +79,32 @@ def limits_table(data: dict[str, Any]) -> str:
     return _table(("", "admit p50, us", "p99, us", "longest stall of the loop, ms"), rows)
 
 
+def gateway_table(data: dict[str, Any]) -> str:
+    """Limits over HTTP, hits of the cache, raw vectors."""
+    limits = [
+        (store, kind, f"{run['worst']:.3f}", f"{run['steady']:.3f}")
+        for store, kinds in data["limits"].items()
+        for kind, run in kinds.items()
+    ]
+    raw = [
+        (name, f"{each['json_us']:.1f}", f"{each['raw_us']:.1f}", f"{each['times']:.1f}")
+        for name, each in data["raw"].items()
+    ]
+    return "\n\n".join(
+        (
+            _table(("store", "load", "most in any 60 s, of the limit", "passed after the first 60 s"), limits),
+            _table(("512 inputs a request", "JSON, us an input", "raw", "times"), raw),
+            f"A hit of the cache over HTTP, one connection: p50 {data['hit_p50_ms']:.2f} ms.",
+        )
+    )
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "ceiling": ceiling_table,
     "sweep": sweep_table,
     "micro": micro_table,
     "limits": limits_table,
+    "gateway": gateway_table,
 }
 
 
