@@ -92,7 +92,7 @@ def gateway_table(data: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         (
-            _table(("store", "load", "most in any 60 s, of the limit", "passed after the first 60 s"), limits),
+            _table(("store", "load", "most in any 60 s, of the limit", "passed in whole cycles, of the limit"), limits),
             _table(("512 inputs a request", "JSON, us an input", "raw", "times"), raw),
             f"A hit of the cache over HTTP, one connection: p50 {data['hit_p50_ms']:.2f} ms.",
         )

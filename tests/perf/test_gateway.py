@@ -9,6 +9,7 @@ import pytest
 from perf.gateway import (
     BURST_EVERY_SECONDS,
     CONNECTIONS,
+    CYCLE_SECONDS,
     IDS,
     LIMIT,
     OVERLOAD,
@@ -20,6 +21,7 @@ from perf.gateway import (
     constant,
     most_in_window,
     passes,
+    share_of_cycles,
 )
 from perf.http import Target
 
@@ -37,6 +39,12 @@ from perf.http import Target
 )
 def test_the_most_within_any_minute(times: list[float], most: int) -> None:
     assert most_in_window(np.array(times)) == most
+
+
+def test_the_share_of_whole_cycles() -> None:
+    # All of the limit at once, and again as soon as it is free: what is steady is not 1, for a cycle is longer than 60 s.
+    times = np.sort(np.concatenate([np.full(LIMIT, cycle * CYCLE_SECONDS) for cycle in range(4)]))
+    assert share_of_cycles(times, 3) == pytest.approx(60 / 61)
 
 
 @pytest.mark.parametrize("make", [constant, bursts])
