@@ -117,19 +117,25 @@ def npy_head(rows: int, dim: int) -> bytes:
 
 
 def _pieces(call: Call) -> Iterator[Piece]:
-    """All vectors in order, neighbouring rows together."""
+    """All vectors in order, neighbouring rows together and so the copies between them."""
     extent: list[Lent] = []
+    copies: list[bytes] = []
     for index, part in enumerate(call.parts):
         lent = call.held.get(index)
         if extent and not (lent and _follows(extent, lent)):
             yield _piece(extent)
             extent = []
-        if lent:
-            extent.append(lent)
-        else:
-            yield Piece(part)
+        if lent is None:
+            copies.append(part)
+            continue
+        if copies:
+            yield Piece(b"".join(copies))
+            copies = []
+        extent.append(lent)
     if extent:
         yield _piece(extent)
+    if copies:
+        yield Piece(b"".join(copies))
 
 
 def _follows(extent: Sequence[Lent], lent: Lent) -> bool:
