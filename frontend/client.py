@@ -283,10 +283,7 @@ class EngineClient:
     def _start_grace(self) -> None:
         if self._grace:
             self._grace.cancel()
-        self._grace = self._loop.call_later(self._grace_s, self._give_up)
-
-    def _give_up(self) -> None:
-        self._refuse("The engine is not running: try again later.")
+        self._grace = self._loop.call_later(self._grace_s, self._refuse, "The engine is not running: try again later.")
 
     def _refuse(self, reason: str) -> None:
         """Answer every request with 503 from now on, until an engine joins."""
