@@ -74,7 +74,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
             )
         ),
         lanes=lanes,
-        slots=Slots(slab.leases, slab.running, share=settings.slab_rows // (settings.frontend_count + 1)),
+        slots=Slots(slab.leases, slab.running, share=settings.slab_share),
         max_rows=settings.max_batch_rows,
         model=Model(bundle.vocab_size, bundle.max_tokens),
         welcome=Welcome(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from starlette.applications import Starlette
@@ -81,12 +81,14 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with open_embedder(settings, bundle, tokenizer, cl100k, link) as app.state.embedder:
+        async with AsyncExitStack() as ends:
+            ends.callback(log.close)
+            ends.callback(tokenizer.close)
+            embedder = open_embedder(settings, bundle, tokenizer, cl100k, link)
+            app.state.embedder = await ends.enter_async_context(embedder)
+            ends.callback(keys.close)
             keys.watch()
             yield
-            keys.close()
-        log.close()
-        tokenizer.close()
 
     app = Starlette(
         routes=ROUTES,

@@ -21,7 +21,7 @@ import zmq
 
 from frontend import outcomes
 from frontend.breaker import PROBE_SECONDS, Breaker
-from frontend.flight import Call, Flight, Flights, Lent, Take
+from frontend.flight import Call, Flight, Flights, Holding, Lent, Take
 from frontend.link import Link
 from frontend.outbox import Outbox
 from ipc import messages
@@ -41,7 +41,9 @@ PROBE = np.zeros(1, np.int32)
 class EngineClient:
     """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
 
-    def __init__(self, run_dir: Path, fingerprint: str, *, most_flights: int, grace_s: float, stall_s: float) -> None:
+    def __init__(
+        self, run_dir: Path, fingerprint: str, *, most_flights: int, most_held: int, grace_s: float, stall_s: float
+    ) -> None:
         self._run_dir = run_dir
         self._fingerprint = fingerprint
         self._most_flights = most_flights
@@ -49,6 +51,7 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._flights = Flights()
+        self._holding = Holding(most_held)
         # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
         self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
         self._outbox = Outbox(self._flights, self._joined_link)
@@ -87,7 +90,7 @@ class EngineClient:
         """Send texts (each int32 [length]) and wait until every vector went through `take`.
 
         `take` is called in the event loop with the row in the slab, which is lent to it for that call only. Without it
-        the call holds the rows themselves, and the caller releases it.
+        the call holds the rows themselves where there is room for that, and the caller releases it.
         With `keys`, one for each text, a text whose key is under way already is not sent: both wait for one vector.
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
@@ -127,7 +130,7 @@ class EngineClient:
             raise outcomes.too_many()
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
-        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns)
+        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding)
 
     def _launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
         flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
@@ -280,10 +283,7 @@ class EngineClient:
     def _start_grace(self) -> None:
         if self._grace:
             self._grace.cancel()
-        self._grace = self._loop.call_later(self._grace_s, self._give_up)
-
-    def _give_up(self) -> None:
-        self._refuse("The engine is not running: try again later.")
+        self._grace = self._loop.call_later(self._grace_s, self._refuse, "The engine is not running: try again later.")
 
     def _refuse(self, reason: str) -> None:
         """Answer every request with 503 from now on, until an engine joins."""

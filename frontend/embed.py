@@ -176,6 +176,9 @@ class Embedder:
     async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take | None) -> Embedded:
         tokenized = time.monotonic_ns()
         await self.admission.charge(request.scope, tokens.total)
+        facts: Facts = request.scope[FACTS]
+        # Before the engine is asked: the line of a request that fails tells what it was charged for.
+        facts.texts, facts.tokens = len(tokens.texts), tokens.total
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
@@ -185,8 +188,6 @@ class Embedder:
             if lost is not None and lost.done():
                 raise ClientDisconnect from None
             raise
-        facts: Facts = request.scope[FACTS]
-        facts.texts, facts.tokens = len(tokens.texts), tokens.total
         facts.wait_ns, facts.compute_ns = call.wait_ns, call.compute_ns
         if self._cache is not None:
             facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"

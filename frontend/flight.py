@@ -13,16 +13,37 @@ from ipc.slab import FREE, Leases, Row, Rows
 Take = Callable[[Row], bytes]
 
 
+@dataclass(slots=True)
+class Holding:
+    """Room for the rows that the calls of one front end hold for longer than it takes to read them.
+
+    The engine gives no more rows to a front end that has its share. So calls that held all of theirs until the last
+    one came would wait for rows that they or slow readers have.
+    """
+
+    room: int
+
+    def hold(self, lent: Lent) -> Lent | None:
+        """The row, which counts until it is released; None where there is no room."""
+        if not self.room:
+            return None
+        self.room -= 1
+        return lent._replace(holding=self)
+
+
 class Lent(NamedTuple):
     """A row of a slab that is ours until we release it: rows[number] is the vector, leases[number] says whose it is."""
 
     rows: Rows
     leases: Leases
     number: int
+    holding: Holding | None = None
 
     def release(self) -> None:
         """Give the row back to the engine, or to nobody where that has died."""
         self.leases[self.number] = FREE
+        if self.holding is not None:
+            self.holding.room += 1
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +51,7 @@ class Call:
     """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]; times in ns.
 
     `hits` of its texts came from a cache. Without `take`, held[i] is the row itself, or parts[i] its bytes where
-    somebody else holds that: whoever gets the call releases it.
+    somebody else holds that or `holding` has no room: whoever gets the call releases it.
     """
 
     take: Take | None
@@ -38,6 +59,7 @@ class Call:
     missing: int
     done: asyncio.Future[None]
     deadline_ns: int
+    holding: Holding | None = None
     wait_ns: int = 0
     compute_ns: int = 0
     hits: int = 0
@@ -51,8 +73,8 @@ class Call:
             except Exception as error:
                 self.fail(error)
                 return
-        elif may_hold:
-            self.held[index] = lent
+        elif may_hold and self.holding is not None and (held := self.holding.hold(lent)) is not None:
+            self.held[index] = held
         else:
             self.parts[index] = lent.rows[lent.number].tobytes()
         self.wait_ns = max(self.wait_ns, wait_ns)

@@ -84,16 +84,21 @@ class Protocol(HttpToolsProtocol):
 
     def unsent(self) -> int:
         """Bytes that were written and that the socket has not taken yet."""
-        return 0 if self.transport.is_closing() else self.transport.get_write_buffer_size()
+        return self.transport.get_write_buffer_size()
 
     async def drained(self) -> None:
         """Return once nothing is unsent, or the connection has ended."""
         # The transport then tells as soon as anything is left, and again once nothing is.
-        self.transport.set_write_buffer_limits(0)
+        self._limit_unsent(0)
         try:
             await self.flow.drain()
         finally:
-            self.transport.set_write_buffer_limits(HIGH_WATER_LIMIT)
+            self._limit_unsent(HIGH_WATER_LIMIT)
+
+    def _limit_unsent(self, most: int) -> None:
+        # A transport that has ended raises; one that is closing still has bytes to send.
+        if not self._lost.done():
+            self.transport.set_write_buffer_limits(most)
 
     def abort(self) -> None:
         """End the connection, and forget what was written and not sent."""

@@ -117,25 +117,25 @@ def npy_head(rows: int, dim: int) -> bytes:
 
 
 def _pieces(call: Call) -> Iterator[Piece]:
-    """All vectors in order: neighbouring rows together, and what is bytes already in one."""
+    """All vectors in order, neighbouring rows together and so the copies between them."""
     extent: list[Lent] = []
-    parts: list[bytes] = []
+    copies: list[bytes] = []
     for index, part in enumerate(call.parts):
         lent = call.held.get(index)
-        if parts and lent:
-            yield Piece(b"".join(parts))
-            parts = []
         if extent and not (lent and _follows(extent, lent)):
             yield _piece(extent)
             extent = []
-        if lent:
-            extent.append(lent)
-        else:
-            parts.append(part)
-    if parts:
-        yield Piece(b"".join(parts))
+        if lent is None:
+            copies.append(part)
+            continue
+        if copies:
+            yield Piece(b"".join(copies))
+            copies = []
+        extent.append(lent)
     if extent:
         yield _piece(extent)
+    if copies:
+        yield Piece(b"".join(copies))
 
 
 def _follows(extent: Sequence[Lent], lent: Lent) -> bool:

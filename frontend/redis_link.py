@@ -33,8 +33,12 @@ class RedisLink:
             self._redis: Redis = Redis.from_url(
                 url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=TIMEOUT_SECONDS
             )
-        except ValueError as error:
-            raise StartError(f"EMBEDLANE_REDIS_URL is not valid ({error}): give redis://host:port/number.") from None
+        except ValueError:
+            # The reason may quote a part of the password, where that has a `/` or `#` in it.
+            raise StartError(
+                "EMBEDLANE_REDIS_URL is not valid: give redis://:password@host:port/number, with what is special in "
+                "the password percent-encoded."
+            ) from None
         self._retry_at = 0.0
         self.is_up = True
         self.failures = 0
@@ -70,5 +74,7 @@ class RedisLink:
         if self.is_up:
             self.is_up = False
             self._retry_at = time.monotonic() + RETRY_SECONDS
+            # Of a command it does not know, Redis repeats the arguments: of AUTH that is the password.
+            reason, _, _ = str(error).partition(", with args")
             # A timeout says nothing of itself.
-            log.warning("redis is away", extra={"reason": str(error) or type(error).__name__})
+            log.warning("redis is away", extra={"reason": reason or type(error).__name__})

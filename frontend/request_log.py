@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -64,8 +66,20 @@ class RequestLog:
     def _flush(self) -> None:
         self._timer = None
         lines, self._lines = self._lines, []
-        sys.stderr.write(b"".join(lines).decode())
-        sys.stderr.flush()
+        for some in _together(lines):
+            sys.stderr.write(some.decode())
+            sys.stderr.flush()
+
+
+def _together(lines: list[bytes]) -> Iterator[bytes]:
+    """Lines in as few writes as a pipe takes whole: a longer one may be cut by another process's lines."""
+    some = b""
+    for line in lines:
+        if len(some) + len(line) > select.PIPE_BUF:
+            yield some
+            some = b""
+        some += line
+    yield some
 
 
 def _line(scope: Scope, facts: Facts, status: int) -> bytes:

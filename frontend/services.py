@@ -34,6 +34,7 @@ async def open_embedder(
             settings.run_path,
             bundle.fingerprint,
             most_flights=settings.queue_items,
+            most_held=settings.most_held,
             grace_s=settings.engine_grace_ms / 1e3,
             stall_s=settings.engine_stall_ms / 1e3,
         )

@@ -119,6 +119,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Front ends to start."""
         return self.frontends or max(2, cores() // 2)
 
+    @property
+    def slab_share(self) -> int:
+        """Rows of the slab that one front end may have before others go first."""
+        return self.slab_rows // (self.frontend_count + 1)
+
+    @property
+    def most_held(self) -> int:
+        """Rows that one front end may keep for long, whatever its readers do.
+
+        However these of all front ends are scattered, an extent for a whole batch is free between them.
+        """
+        return self.slab_share // self.max_batch_rows
+
 
 def cores() -> int:
     """Cores this process may use (the affinity mask, not the machine's count)."""

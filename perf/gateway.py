@@ -31,7 +31,7 @@ from tests.redis_server import RedisServer
 
 LIMIT: Final = 600
 WINDOW_SECONDS: Final = 60.0
-# Under overload the limit is used up at once, and free again when its bucket of a 60th is out of the window for certain.
+# Under overload the limit is used up at once, and free again when that bucket is out of the window for certain.
 CYCLE_SECONDS: Final = WINDOW_SECONDS * COUNTED / BUCKETS
 CONNECTIONS: Final = 50
 OVERLOAD: Final = 10

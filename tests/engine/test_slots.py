@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engine.slots import Slots
+from ipc.settings import Settings
 from ipc.slab import FREE, Epoch, Leases, Slab, remove_slabs
 
 ROWS = 24
@@ -66,6 +67,22 @@ def test_what_is_found_and_not_used_stays_free() -> None:
     table.compute(0, [7, 8, 9])
     assert table.in_use() == 3
     assert table.find(ROWS - 3) == 3
+
+
+@given(st.data())
+def test_rows_that_front_ends_may_keep_leave_an_extent_for_a_batch(data: st.DataObject) -> None:
+    frontends, batch = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9))
+    least = 2 * batch * (frontends + 1)
+    table = Settings(
+        frontends=frontends, max_batch_rows=batch, slab_rows=data.draw(st.integers(max(16, least), 4 * least + 16))
+    )
+    most = frontends * table.most_held
+    # At every batch's end: where scattered rows do the most harm.
+    step = data.draw(st.sampled_from([batch, max(1, table.slab_rows // (most + 1)), 1]))
+    leases = np.zeros(table.slab_rows, np.uint32)
+    leases[step - 1 :: step][:most] = 9
+    leases[data.draw(st.lists(st.integers(0, table.slab_rows - 1), max_size=most - int(np.count_nonzero(leases))))] = 9
+    assert Slots(leases, np.zeros(table.slab_rows, np.uint64), SHARE).find(batch) is not None
 
 
 def test_a_front_end_over_its_share_is_named() -> None:

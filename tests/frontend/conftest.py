@@ -46,9 +46,18 @@ async def start_client(run_dir: Path) -> AsyncIterator[StartClient]:
     clients: list[EngineClient] = []
 
     def start(
-        *, fingerprint: str = FINGERPRINT, most_flights: int = 1000, grace_s: float = 30.0, stall_s: float = 30.0
+        *,
+        fingerprint: str = FINGERPRINT,
+        most_flights: int = 1000,
+        most_held: int = 1000,
+        grace_s: float = 30.0,
+        stall_s: float = 30.0,
     ) -> EngineClient:
-        clients.append(EngineClient(run_dir, fingerprint, most_flights=most_flights, grace_s=grace_s, stall_s=stall_s))
+        clients.append(
+            EngineClient(
+                run_dir, fingerprint, most_flights=most_flights, most_held=most_held, grace_s=grace_s, stall_s=stall_s
+            )
+        )
         return clients[-1]
 
     yield start

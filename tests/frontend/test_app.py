@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from starlette.routing import Route
 
+from frontend import keys
 from frontend.app import DIALECTS, OPEN_PATHS, ROUTES, create_app
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.errors import StartError
@@ -86,6 +87,31 @@ async def test_it_starts_without_an_engine_and_leaves_nothing(run_dir: Path, bun
         assert len(living_frontends(run_dir)) == 1
     assert living_frontends(run_dir) == set()
     assert threading.active_count() == threads
+
+
+async def test_a_server_that_fails_leaves_nothing_either(
+    run_dir: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.001)
+    threads = threading.active_count()
+    app = create_app(small_bounds(run_dir), bundle, KEY)
+    with pytest.raises(OverflowError):
+        async with serving(app) as client:
+            assert (await client.post("/tokenize", json={"inputs": ["word " * 700] * 4})).status_code == 200
+            assert threading.active_count() == threads + 1
+            raise OverflowError
+    assert living_frontends(run_dir) == set()
+    assert threading.active_count() == threads
+    looked = 0
+
+    def look(_: Path) -> keys.Stamp:
+        nonlocal looked
+        looked += 1
+        return keys.NO_FILE
+
+    monkeypatch.setattr(keys, "_stamp", look)
+    await asyncio.sleep(0.01)
+    assert not looked, "nobody follows the file of keys any more"
 
 
 def test_a_bundle_without_a_good_tokenizer_stops_the_start(bundle: Bundle, tmp_path: Path) -> None:

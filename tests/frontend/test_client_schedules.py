@@ -40,7 +40,7 @@ class Schedule:
     def __init__(self, run_dir: Path, random: Random) -> None:
         self.run_dir = run_dir
         self.random = random
-        self.client = EngineClient(run_dir, FINGERPRINT, most_flights=10_000, grace_s=60, stall_s=60)
+        self.client = EngineClient(run_dir, FINGERPRINT, most_flights=10_000, most_held=10_000, grace_s=60, stall_s=60)
         self.peer = EnginePeer(run_dir, rows=ROWS)
         self.calls: list[Asked] = []
         self.unanswered: list[Text] = []

@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from frontend.flight import Call, Flight, Lent
+from frontend.flight import Call, Flight, Holding, Lent
 from ipc.messages import Submission
 from ipc.slab import FREE, Row
 from tests.frontend.peer import ids
@@ -60,16 +60,31 @@ async def test_a_row_is_given_back_once_it_is_encoded_or_has_failed() -> None:
 
 async def test_without_take_the_rows_are_held_until_the_call_is_released() -> None:
     call, flights = make(2)
-    call.take = None
+    call.take, call.holding = None, Holding(2)
     rows = row(1), row(2)
     for flight, lent in zip(flights, rows, strict=True):
         flight.land(lent, 0, 0)
     assert call.done.done()
-    assert call.held == dict(enumerate(rows))
+    assert [call.held[n].rows is lent.rows for n, lent in enumerate(rows)] == [True, True]
     assert all(lent.leases[1] == 8 for lent in rows)
     call.release()
     assert all(lent.leases.tolist() == [7, FREE, 9] for lent in rows)
     assert not call.held
+
+
+async def test_rows_are_copied_where_the_calls_have_no_room_to_hold_more() -> None:
+    holding = Holding(2)
+    first, second, third = (make(2) for _ in range(3))
+    for call, flights in (first, second):
+        call.take, call.holding = None, holding
+        for flight in flights:
+            flight.land(row(1), 0, 0)
+    assert (sorted(first[0].held), sorted(second[0].held)) == ([0, 1], [])
+    assert second[0].parts == [np.float32(1).tobytes()] * 2
+    first[0].release()
+    third[0].take, third[0].holding = None, holding
+    third[1][0].land(row(1), 0, 0)
+    assert sorted(third[0].held) == [0], "what was released makes room"
 
 
 async def test_texts_may_land_after_the_call_was_given_up() -> None:

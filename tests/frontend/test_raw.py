@@ -74,13 +74,13 @@ async def client(app: Vectors) -> AsyncIterator[socket.socket]:
     listener.close()
 
 
-async def ask(client: socket.socket) -> None:
-    await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+async def ask(client: socket.socket, headers: bytes = b"") -> None:
+    await asyncio.get_running_loop().sock_sendall(client, b"GET / HTTP/1.1\r\nhost: a\r\n%b\r\n" % headers)
 
 
-async def read_answer(client: socket.socket) -> tuple[str, bytes]:
-    """Head and body, to the length the head tells."""
-    loop, data = asyncio.get_running_loop(), b""
+async def read_answer(client: socket.socket, data: bytes = b"") -> tuple[str, bytes]:
+    """Head and body, to the length the head tells; `data` was read already."""
+    loop = asyncio.get_running_loop()
     while b"\r\n\r\n" not in data:
         data += await loop.sock_recv(client, 65_536)
     head, _, body = data.partition(b"\r\n\r\n")
@@ -102,11 +102,12 @@ async def test_a_reader_gets_every_row_and_the_rows_come_back(app: Vectors, clie
     await eventually(lambda: not app.held())
 
 
+@pytest.mark.parametrize("headers", [b"", b"connection: close\r\n"], ids=["stays", "closes"])
 async def test_a_slow_reader_gets_the_right_bytes_while_the_slab_is_reused(
-    app: Vectors, client: socket.socket, monkeypatch: pytest.MonkeyPatch
+    app: Vectors, client: socket.socket, monkeypatch: pytest.MonkeyPatch, headers: bytes
 ) -> None:
     monkeypatch.setattr(raw, "PATIENCE_SECONDS", 0.01)
-    await ask(client)
+    await ask(client, headers)
     # What the socket has not taken stays lent; all that is behind it is copied and given back.
     await eventually(lambda: app.held() <= raw.MOST_ROWS_IN_PIECE)
     assert app.held()
@@ -124,11 +125,27 @@ async def test_a_reader_that_reads_nothing_is_cut_off_at_the_deadline(app: Vecto
         await read_answer(client)
 
 
-async def test_a_reader_that_leaves_gives_every_row_back(app: Vectors, client: socket.socket) -> None:
+async def test_the_last_piece_of_a_connection_that_closes_stays_lent_until_it_is_sent(
+    app: Vectors, client: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw, "MOST_ROWS_IN_PIECE", ROWS)
+    await ask(client, b"connection: close\r\n")
+    first = await asyncio.get_running_loop().sock_recv(client, 1)
+    assert app.held() == ROWS
+    app.reuse()
+    _, body = await read_answer(client, first)
+    assert body == app.expected
+    await eventually(lambda: not app.held())
+
+
+async def test_a_reader_that_leaves_gives_every_row_back(
+    app: Vectors, client: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
     await ask(client)
     await asyncio.get_running_loop().sock_recv(client, 1)
     client.close()
     await eventually(lambda: not app.held())
+    assert caplog.text == "", "it is none of our faults"
 
 
 async def test_npy(app: Vectors, client: socket.socket) -> None:

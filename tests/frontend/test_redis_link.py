@@ -94,6 +94,21 @@ async def test_errors_of_redis_itself_are_no_answer_either(link: RedisLink) -> N
     assert not link.is_up
 
 
+async def test_no_argument_of_a_command_that_redis_does_not_know_is_logged(
+    link: RedisLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await link.call(lambda redis: redis.execute_command("AUTHENTICATE", "hunter")) is None
+    assert "AUTHENTICATE" in str([record.__dict__ for record in caplog.records])
+    assert "hunter" not in str([record.__dict__ for record in caplog.records])
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter/2@127.0.0.1:6379/0", "redis://:hunter#2@127.0.0.1:6379/0"])
+def test_a_bad_url_does_not_show_its_password(url: str) -> None:
+    with pytest.raises(StartError) as refused:
+        RedisLink(url)
+    assert "hunter" not in str(refused.value)
+
+
 def test_a_bad_url_is_told_at_the_start() -> None:
     with pytest.raises(StartError, match="EMBEDLANE_REDIS_URL is not valid"):
         RedisLink("http://here")

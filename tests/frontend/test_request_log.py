@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import select
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -104,6 +106,22 @@ async def test_lines_are_written_by_themselves_soon(
     for _ in range(2):
         await Wire().ask(Correlation(app, log), post_scope())
     await eventually(has_come)
+
+
+async def test_no_write_is_more_than_a_pipe_takes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[str] = []
+    monkeypatch.setattr(sys.stderr, "write", writes.append)
+    log = RequestLog()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    for number in range(50):
+        await Wire().ask(Correlation(app, log), post_scope("/" + "é" * number))
+    log.close()
+    assert all(0 < len(some.encode()) <= select.PIPE_BUF and some.endswith("\n") for some in writes)
+    assert len(writes) < 10, "lines go together"
+    assert len(lines("".join(writes))) == 50
 
 
 async def test_above_info_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def test_the_most_within_any_minute(times: list[float], most: int) -> None:
 
 
 def test_the_share_of_whole_cycles() -> None:
-    # All of the limit at once, and again as soon as it is free: what is steady is not 1, for a cycle is longer than 60 s.
+    # All of the limit at once, and again as soon as it is free: a cycle is longer than 60 s.
     times = np.sort(np.concatenate([np.full(LIMIT, cycle * CYCLE_SECONDS) for cycle in range(4)]))
     assert share_of_cycles(times, 3) == pytest.approx(60 / 61)
 
