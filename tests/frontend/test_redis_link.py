@@ -10,7 +10,6 @@ import pytest
 
 from frontend import redis_link
 from frontend.redis_link import RedisLink
-from ipc.errors import StartError
 from tests.frontend.peer import eventually
 from tests.redis_server import RedisServer
 
@@ -87,13 +86,3 @@ async def test_a_hung_redis_costs_one_timeout_and_not_one_for_each_call(
         assert link.failures == failures, "none of these calls waited for Redis"
     finally:
         server.process.send_signal(signal.SIGCONT)
-
-
-async def test_errors_of_redis_itself_are_no_answer_either(link: RedisLink) -> None:
-    assert await link.call(lambda redis: redis.eval("return redis.error_reply('no')", 0)) is None
-    assert not link.is_up
-
-
-def test_a_bad_url_is_told_at_the_start() -> None:
-    with pytest.raises(StartError, match="EMBEDLANE_REDIS_URL is not valid"):
-        RedisLink("http://here")
