@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 from redis.asyncio import Redis
+from redis.exceptions import InvalidResponse
 
 from frontend import redis_link
 from frontend.redis_link import RedisLink
@@ -111,7 +112,10 @@ class RemoteCache:
 
 
 async def _get(keys: Sequence[bytes], redis: Redis) -> Sequence[bytes | str | None]:
-    return await redis.mget([_name(key) for key in keys])
+    values = await redis.mget([_name(key) for key in keys])
+    if type(values) is not list or len(values) != len(keys):
+        raise InvalidResponse("MGET gave something else than a list with a value for each key.")
+    return values
 
 
 async def _set(vectors: Sequence[tuple[bytes, bytes]], ttl_s: int, redis: Redis) -> int:

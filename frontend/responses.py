@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -59,10 +60,11 @@ def error_response(error: RequestError, status: int, body: bytes) -> Response:
     """An error's answer, with when to come back where that helps."""
     headers = {}
     if error.retry_after is not None:
-        # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one.
+        # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one. Rounded up:
+        # who comes a moment too early is refused again.
         headers = {
-            "Retry-After": f"{max(1, round(error.retry_after))}",
-            "retry-after-ms": f"{error.retry_after * 1e3:.0f}",
+            "Retry-After": f"{max(1, math.ceil(error.retry_after))}",
+            "retry-after-ms": f"{math.ceil(error.retry_after * 1e3)}",
         }
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

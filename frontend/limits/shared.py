@@ -10,7 +10,7 @@ import hashlib
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import InvalidResponse, NoScriptError, ResponseError
 
 from frontend.limits.embedded import bucket_width
 from frontend.limits.quota import HOUR_SECONDS, MINUTE_SECONDS, Quota, Verdict, make_verdict
@@ -22,6 +22,8 @@ PREFIX: Final = "embedlane:limits:"
 
 Question = tuple[str | int, ...]
 Answer = list[int]
+# Whether it is admitted, then four numbers for each of three rules.
+ANSWER_LENGTH: Final = 13
 
 
 class RedisWindows:
@@ -85,17 +87,17 @@ async def run(redis: Redis, questions: list[Question]) -> list[Answer]:
     """Each question's answer, in one round trip, and two more after Redis lost its scripts. Raises RedisError."""
     if len(questions) == 1:
         try:
-            return [await redis.evalsha(SHA, 1, *questions[0])]
+            return [_checked(await redis.evalsha(SHA, 1, *questions[0]))]
         except NoScriptError:
             await redis.script_load(WINDOWS)
-            return [await redis.evalsha(SHA, 1, *questions[0])]
+            return [_checked(await redis.evalsha(SHA, 1, *questions[0]))]
     answers = await _pipeline(redis, questions)
     lost = [n for n, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
     if lost:
         await redis.script_load(WINDOWS)
         for n, answer in zip(lost, await _pipeline(redis, [questions[n] for n in lost]), strict=True):
             answers[n] = answer
-    found = [answer for answer in answers if not isinstance(answer, ResponseError)]
+    found = [_checked(answer) for answer in answers if not isinstance(answer, ResponseError)]
     if len(found) < len(answers):
         raise next(answer for answer in answers if isinstance(answer, ResponseError))
     return found
@@ -107,3 +109,10 @@ async def _pipeline(redis: Redis, questions: list[Question]) -> list[Answer | Re
             pipeline.evalsha(SHA, 1, *question)
         answers: list[Answer | ResponseError] = await pipeline.execute(raise_on_error=False)
         return answers
+
+
+def _checked(answer: Answer) -> Answer:
+    """The answer, if it is one of the script's. Raises InvalidResponse: what listens there may be no Redis."""
+    if type(answer) is not list or len(answer) != ANSWER_LENGTH or {*map(type, answer)} != {int}:
+        raise InvalidResponse("The limits' script gave something else than 13 whole numbers.")
+    return answer

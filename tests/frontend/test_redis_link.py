@@ -10,7 +10,6 @@ import pytest
 
 from frontend import redis_link
 from frontend.redis_link import RedisLink
-from ipc.errors import StartError
 from tests.frontend.peer import eventually
 from tests.redis_server import RedisServer
 
@@ -87,28 +86,3 @@ async def test_a_hung_redis_costs_one_timeout_and_not_one_for_each_call(
         assert link.failures == failures, "none of these calls waited for Redis"
     finally:
         server.process.send_signal(signal.SIGCONT)
-
-
-async def test_errors_of_redis_itself_are_no_answer_either(link: RedisLink) -> None:
-    assert await link.call(lambda redis: redis.eval("return redis.error_reply('no')", 0)) is None
-    assert not link.is_up
-
-
-async def test_no_argument_of_a_command_that_redis_does_not_know_is_logged(
-    link: RedisLink, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert await link.call(lambda redis: redis.execute_command("AUTHENTICATE", "hunter")) is None
-    assert "AUTHENTICATE" in str([record.__dict__ for record in caplog.records])
-    assert "hunter" not in str([record.__dict__ for record in caplog.records])
-
-
-@pytest.mark.parametrize("url", ["redis://:hunter/2@127.0.0.1:6379/0", "redis://:hunter#2@127.0.0.1:6379/0"])
-def test_a_bad_url_does_not_show_its_password(url: str) -> None:
-    with pytest.raises(StartError) as refused:
-        RedisLink(url)
-    assert "hunter" not in str(refused.value)
-
-
-def test_a_bad_url_is_told_at_the_start() -> None:
-    with pytest.raises(StartError, match="EMBEDLANE_REDIS_URL is not valid"):
-        RedisLink("http://here")

@@ -44,7 +44,8 @@ def test_openai_knows_as_400_what_others_know_as_422() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "whole", "milliseconds"), [(0.05, "1", "50"), (1.0, "1", "1000"), (2.4, "2", "2400")]
+    ("seconds", "whole", "milliseconds"),
+    [(0.05, "1", "50"), (1.0, "1", "1000"), (2.4, "3", "2400"), (0.0001, "1", "1")],
 )
 def test_when_to_come_back_is_told_twice(seconds: float, whole: str, milliseconds: str) -> None:
     headers = error_response(Overloaded("m", retry_after=seconds), 429, b"{}").headers
