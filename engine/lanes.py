@@ -92,5 +92,6 @@ class Lanes:
             self.run_cpu_ns += time.thread_time_ns() - cpu
             batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
         except Exception:
-            log.exception("a batch failed", extra={"texts": len(batch.items), "tokens": len(batch.items[0].ids)})
+            sequences = [item.sequence for item in batch.items]
+            log.exception("a batch failed", extra={"sequences": sequences, "tokens": len(batch.items[0].ids)})
         batch.compute_ns = time.monotonic_ns() - began

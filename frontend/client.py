@@ -225,10 +225,7 @@ class EngineClient:
         flight.land(lent, wait_ns, compute_ns)
 
     def _on_failed(self, flight: Flight, status: int) -> None:
-        error = partial(outcomes.error_of, status)
-        if status != Status.EXPIRED:
-            flight.fail(error)
-        elif (later := flight.expire(error)) is not None:
+        if (later := flight.end(status)) is not None:
             self._submit_anew(flight, later, flight.submission.priority)
 
     def _joined_link(self) -> Link | None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from ipc.messages import Priority, Submission
+from frontend import outcomes
+from ipc.log import correlation_id
+from ipc.messages import Priority, Status, Submission
 from ipc.slab import FREE, Leases, Row, Rows
+
+log = logging.getLogger(__name__)
 
 Take = Callable[[Row], bytes]
 
@@ -63,6 +69,7 @@ class Call:
     wait_ns: int = 0
     compute_ns: int = 0
     hits: int = 0
+    correlation_id: str | None = field(default_factory=correlation_id.get)
     held: dict[int, Lent] = field(default_factory=dict)
 
     def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> None:
@@ -139,6 +146,18 @@ class Flight:
                 is_held = is_held or index in call.held
         if not is_held:
             lent.release()
+
+    def end(self, status: int) -> int | None:
+        """End the calls as a REPLY's status says; gives the deadline until which the others go on waiting, if any."""
+        error = partial(outcomes.error_of, status)
+        if status == Status.EXPIRED:
+            return self.expire(error)
+        if status != Status.REFUSED:
+            # The engine's log names the sequence, this one whose it was.
+            asked = [call.correlation_id for call in self.askers]
+            log.warning("a text failed", extra={"sequence": self.submission.sequence, "correlation_ids": asked})
+        self.fail(error)
+        return None
 
     def fail(self, make: Callable[[], Exception]) -> None:
         """End all calls, each with an error of its own: one that is raised twice keeps growing its traceback."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from frontend.flight import Call, Flight, Holding, Lent
-from ipc.messages import Submission
+from ipc.log import correlation_id
+from ipc.messages import Status, Submission
 from ipc.slab import FREE, Row
 from tests.frontend.peer import ids
 
@@ -93,3 +94,16 @@ async def test_texts_may_land_after_the_call_was_given_up() -> None:
     flights[0].land(row(1), 0, 0)
     flights[0].fail(lambda: OverflowError("too late"))
     assert call.done.cancelled()
+
+
+@pytest.mark.parametrize("status", [Status.FAILED, Status.INVALID, Status.REFUSED])
+async def test_what_the_engine_failed_is_told_with_whose_it_was(
+    caplog: pytest.LogCaptureFixture, status: Status
+) -> None:
+    told = correlation_id.set("whose")
+    call, flights = make(1)
+    correlation_id.reset(told)
+    assert flights[0].end(status) is None
+    assert call.done.exception() is not None
+    found = [(record.__dict__["sequence"], record.__dict__["correlation_ids"]) for record in caplog.records]
+    assert found == ([] if status is Status.REFUSED else [(1, ["whose"])])
