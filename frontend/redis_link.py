@@ -114,6 +114,8 @@ def _make_pool(url: str) -> ConnectionPool:
         options |= {
             # Vectors are no text.
             "decode_responses": False,
+            # With RESP3 redis-py listens for maintenance, and no longer sees that an idle connection was closed.
+            "protocol": 2,
             # Retries would outlast the timeout: the caller does without instead.
             "retry": Retry(NoBackoff(), 0),
             "socket_connect_timeout": TIMEOUT_SECONDS,

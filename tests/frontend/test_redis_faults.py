@@ -108,7 +108,7 @@ def test_a_bad_url_is_told_at_the_start_and_no_part_of_it(url: str) -> None:
     assert "s3cret" not in repr(told.value.__cause__)
 
 
-@pytest.mark.parametrize("options", ["", "?decode_responses=true", "?retry=9&retry_on_timeout=true", "?protocol=2"])
+@pytest.mark.parametrize("options", ["", "?decode_responses=true", "?retry=9&retry_on_timeout=true", "?protocol=3"])
 async def test_options_of_the_url_do_not_change_what_is_stored(server: RedisServer, options: str) -> None:
     async with linked(f"redis://127.0.0.1:{server.port}{options}") as (link, windows, cache):
         await ask_everything(windows, cache)

@@ -86,3 +86,13 @@ async def test_a_hung_redis_costs_one_timeout_and_not_one_for_each_call(
         assert link.failures == failures, "none of these calls waited for Redis"
     finally:
         server.process.send_signal(signal.SIGCONT)
+
+
+async def test_connections_that_ended_while_they_were_idle_are_opened_anew(
+    link: RedisLink, server: RedisServer
+) -> None:
+    assert await asyncio.gather(*(ask(link) for _ in range(8))) == [True] * 8
+    server.kill()
+    server.start()
+    assert await asyncio.gather(*(ask(link) for _ in range(8))) == [True] * 8
+    assert (link.is_up, link.failures) == (True, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -14,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from frontend.keys import KEYS_FILE
-from perf.stack import ROOT, Stack
+from perf.stack import Stack
 from tests.chaos.load import Load
-from tests.system.processes import log_records, server_end, wait_for, waited_for_cpu
+from tests.system.keyed import connect_to_each, keys
+from tests.system.processes import log_records, wait_for, waited_for_cpu
 from tests.system.wire import Connection, fetch_bits
 
 pytestmark = pytest.mark.system
@@ -39,29 +39,9 @@ def key_file(stack: Stack) -> Path:
     return stack.folder / "data" / KEYS_FILE
 
 
-def keys(stack: Stack, *arguments: str) -> str:
-    """Run `python -m tools.keys` as a user does; gives what it printed."""
-    command = [sys.executable, "-m", "tools.keys", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, check=True).stdout.strip()
-
-
 async def status(connection: Connection, key: str) -> int:
     """What a client with this key gets from the front end at the other end."""
     return (await connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})).status
-
-
-async def connect_to_each(stack: Stack, block: AsyncExitStack) -> dict[int, Connection]:
-    """A connection to each front end, by its pid."""
-    pids = stack.pids("frontend")
-    assert len(pids) == FRONTENDS
-    found: dict[int, Connection] = {}
-    give_up = time.monotonic() + 30
-    while len(found) < FRONTENDS:
-        assert time.monotonic() < give_up, f"no connection was accepted by {set(pids) - set(found)}"
-        connection = await block.enter_async_context(await Connection.open(stack.port))
-        assert (await connection.request("GET", "/health")).status == 200
-        found.setdefault(server_end(pids, connection.local_port)[0], connection)
-    return found
 
 
 async def late_seconds(connection: Connection, pid: int, key: str, expected: int, changed: float) -> float:
