@@ -79,6 +79,8 @@ class RawResponse(Response):
         wire: Wire = scope["extensions"][WIRE]["connection"]
         try:
             async with asyncio.timeout_at(self._give_up_at):
+                # Of a client that sent requests ahead, an earlier answer may be on its way still.
+                await self._wait(wire, self._pieces)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await self._send_pieces(send, wire)
         except TimeoutError:
@@ -90,11 +92,16 @@ class RawResponse(Response):
     async def _send_pieces(self, send: Send, wire: Wire) -> None:
         for number, piece in enumerate(self._pieces, 1):
             await send({"type": "http.response.body", "body": piece.data, "more_body": number < len(self._pieces)})
-            if piece.lent and wire.unsent():
-                await self._wait(wire, self._pieces[number:])
+            await self._wait(wire, self._pieces[number:])
             piece.release()
 
     async def _wait(self, wire: Wire, behind: Sequence[Piece]) -> None:
+        """Return once the socket has taken all."""
+        if wire.unsent():
+            # The loop writes at the end of its turn.
+            await asyncio.sleep(0)
+        if not wire.unsent():
+            return
         try:
             await asyncio.wait_for(wire.drained(), PATIENCE_SECONDS)
         except TimeoutError:
