@@ -17,6 +17,7 @@ from engine.loop import Engine, Model
 from engine.runners.onnx import OnnxRunner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
+from engine.twins import Twins
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
@@ -63,16 +64,16 @@ def serve(settings: Settings, run_dir: Path) -> None:
     lanes = Lanes(runner, slab.rows, lambda: os.eventfd_write(wake_fd, 1))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = bind_engine(context, run_dir)
+    limits = Limits(
+        rows=settings.max_batch_rows,
+        tokens=settings.max_batch_tokens,
+        max_wait=int(settings.max_wait_ms * 1e6),
+        queue_items=settings.queue_items,
+    )
     engine = Engine(
         router=router,
-        scheduler=Scheduler(
-            Limits(
-                rows=settings.max_batch_rows,
-                tokens=settings.max_batch_tokens,
-                max_wait=int(settings.max_wait_ms * 1e6),
-                queue_items=settings.queue_items,
-            )
-        ),
+        # Without a cache nothing is shared, neither in the front ends nor between them.
+        scheduler=Twins(limits) if settings.cache_mb else Scheduler(limits),
         lanes=lanes,
         slots=Slots(slab.leases, slab.running, share=settings.slab_share),
         max_rows=settings.max_batch_rows,

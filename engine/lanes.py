@@ -71,6 +71,10 @@ class Lanes:
         self.busy -= len(done)
         return done
 
+    def copy_row(self, source: int, target: int) -> None:
+        """Give a row that no batch writes to the bits of one whose batch has ended."""
+        self._rows[target] = self._rows[source]
+
     def close(self) -> None:
         """End the threads once their batches are done."""
         for _ in self._threads:

@@ -6,14 +6,14 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import zmq
 
 from engine.lanes import Batch, Lanes
+from engine.outcomes import NO_ROW, Counters, Outcome, Outcomes
 from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
 from ipc import messages
@@ -31,24 +31,8 @@ BURY_EVERY_NS = 250_000_000
 ROWS_RETRY_NS = 1_000_000
 # While every lane works nothing new could start, and each waking would only take a core from them.
 BUSY_READ_NS = 10_000_000
-NO_ROW = 0
 # A number that is not here is a newer front end's: the least urgent one is the safe reading.
 PRIORITIES = {priority.value: priority for priority in Priority}
-
-Outcome: TypeAlias = tuple[Item, int, Status, int]
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the loop has done, logged when it stops."""
-
-    items: int = 0
-    batches: int = 0
-    expired: int = 0
-    refused: int = 0
-    failed: int = 0
-    malformed: int = 0
-    unsent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +71,7 @@ class Engine:
         self._run_dir = run_dir
         self._frontends: set[int] = set()
         self._quiet: set[int] = set()
+        self._outcomes = Outcomes(scheduler, lanes, slots, self._frontends, self.counters)
         self._poller = _poller(router, wake_fd)
         self._wake_poller = _poller(wake_fd)
         self._wake_fd = wake_fd
@@ -122,6 +107,7 @@ class Engine:
     def _is_finished(self) -> bool:
         if self._stop_by is None:
             return False
+        # A twin is no work of its own: its leader waits or runs.
         is_idle = not self._scheduler and not self._lanes.busy and self._frontends <= self._quiet
         return is_idle or time.monotonic_ns() >= self._stop_by
 
@@ -236,22 +222,7 @@ class Engine:
 
     def _publish(self) -> None:
         for batch in self._lanes.collect():
-            self.counters.batches += 1
-            self.counters.items += len(batch.items)
-            self._reply(self._outcomes(batch), batch.compute_ns)
-
-    def _outcomes(self, batch: Batch) -> Iterator[Outcome]:
-        for row, item in enumerate(batch.items, batch.first):
-            wait = batch.started - item.arrived
-            if batch.finite is None or not batch.finite[row - batch.first]:
-                self.counters.failed += 1
-                self._slots.give_up(row)
-                yield item, NO_ROW, Status.FAILED, wait
-            elif item.owner not in self._frontends:
-                self._slots.give_up(row)
-            else:
-                self._slots.lend(row, item.owner)
-                yield item, row, Status.OK, wait
+            self._reply(self._outcomes.of(batch), batch.compute_ns)
 
     def _reply(self, outcomes: Iterable[Outcome], compute_ns: int = 0) -> None:
         """One message to each front end that has a text among the outcomes."""
@@ -280,7 +251,7 @@ class Engine:
         """Take back the texts and rows of front ends that died or left."""
         for owner in self._frontends - living_frontends(self._run_dir):
             self._frontends.remove(owner)
-            dropped, reclaimed = self._scheduler.drop_owner(owner), self._slots.reclaim(owner)
+            dropped, reclaimed = len(self._scheduler.drop_owner(owner)), self._slots.reclaim(owner)
             log.info(
                 "front end left",
                 extra={"frontend": f"{owner:08x}", "texts_dropped": dropped, "rows_reclaimed": reclaimed},

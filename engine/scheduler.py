@@ -10,7 +10,7 @@ Suspects go before all others, one by one, while every other lane is idle: if th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -68,6 +68,12 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: OrderedDict[Key, Item] = OrderedDict()
         self.by_length: dict[int, OrderedDict[Key, Item]] = {}
+        # Places of texts that wait elsewhere.
+        self.reserved = 0
+
+    def has_room(self, most: int) -> bool:
+        """Whether fewer than `most` texts have a place."""
+        return len(self.waiting) + self.reserved < most
 
     def add(self, item: Item) -> None:
         """Append a text."""
@@ -102,27 +108,40 @@ class Scheduler:
     def add(self, item: Item) -> bool:
         """Queue a text; False where its priority's queue is full."""
         queue = self._queues[item.priority]
-        if len(queue.waiting) >= self._limits.queue_items:
+        if not queue.has_room(self._limits.queue_items):
             return False
         queue.add(item)
         return True
 
-    def cancel(self, owner: int, sequences: Iterable[int]) -> None:
-        """Drop texts that nobody waits for; those already in a batch run to its end."""
-        for sequence in sequences:
-            for queue in self._queues.values():
-                item = queue.waiting.get((owner, sequence))
-                if item is not None:
-                    queue.remove(item)
+    def add_again(self, items: Iterable[Item]) -> None:
+        """Queue texts of which `finish` just said that they leave, the most urgent first: there is room for them."""
+        for item in sorted(items, key=lambda item: item.priority):
+            was_added = self.add(item)
+            assert was_added, "this is a bug: a text has lost its place in the queue"
 
-    def drop_owner(self, owner: int) -> int:
-        """Drop every text of a dead front end; gives their number."""
-        dropped = 0
-        for queue in self._queues.values():
-            for item in [item for item in queue.waiting.values() if item.owner == owner]:
-                queue.remove(item)
-                dropped += 1
-        return dropped
+    def finish(self, item: Item) -> Sequence[Item]:
+        """To be called for every text that has run; gives others that its vector serves too, none here."""
+        return ()
+
+    def cancel(self, owner: int, sequences: Sequence[int]) -> list[Item]:
+        """Drop texts that nobody waits for, and give them; those already in a batch run to its end."""
+        keys = {(owner, sequence) for sequence in sequences}
+        return self._drop(
+            [queue.waiting[key] for key in keys for queue in self._queues.values() if key in queue.waiting]
+        )
+
+    def drop_owner(self, owner: int) -> list[Item]:
+        """Drop every text of a dead front end, and give them."""
+        waiting = [item for queue in self._queues.values() for item in queue.waiting.values()]
+        return self._drop([item for item in waiting if item.owner == owner])
+
+    def _is_waiting(self, item: Item) -> bool:
+        return item.key in self._queues[item.priority].waiting
+
+    def _drop(self, items: list[Item]) -> list[Item]:
+        for item in items:
+            self._queues[item.priority].remove(item)
+        return items
 
     def next_batch(self, now: int, *, idle: bool, blocked: frozenset[int] = NOBODY) -> Turn:
         """The texts for a lane that is free; an empty batch where waiting is better.

@@ -16,6 +16,7 @@ from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
+from engine.twins import Twins
 from ipc import messages
 from ipc.liveness import FrontendIdentity
 from ipc.messages import Status, Submission, Type, Welcome
@@ -83,20 +84,20 @@ class Frontend:
 class Running:
     """An engine in a thread; its process-wide parts (lock, signals) are engine.__main__'s."""
 
-    def __init__(self, run_dir: Path, runner: SumRunner, limits: Limits, share: int) -> None:
+    def __init__(self, run_dir: Path, runner: SumRunner, scheduler: Scheduler, max_rows: int, share: int) -> None:
         self.run_dir = run_dir
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.slab = Slab.create(run_dir, EPOCH, ROWS, 2)
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.lanes = Lanes(runner, self.slab.rows, lambda: os.eventfd_write(self.wake_fd, 1))
         self.router = bind_engine(self.context, run_dir)
-        self.scheduler = Scheduler(limits)
+        self.scheduler = scheduler
         self.engine = Engine(
             router=self.router,
             scheduler=self.scheduler,
             lanes=self.lanes,
             slots=Slots(self.slab.leases, self.slab.running, share),
-            max_rows=limits.rows,
+            max_rows=max_rows,
             model=Model(vocab_size=100, max_tokens=8),
             welcome=WELCOME,
             epoch=EPOCH,
@@ -144,12 +145,22 @@ def share() -> int:
 
 
 @pytest.fixture
-def running(tmp_path: Path, runner: SumRunner, limits: Limits, share: int) -> Iterator[Running]:
+def scheduling() -> type[Scheduler]:
+    return Scheduler
+
+
+@pytest.fixture
+def running(
+    tmp_path: Path, runner: SumRunner, scheduling: type[Scheduler], limits: Limits, share: int
+) -> Iterator[Running]:
     tmp_path.chmod(0o700)
-    made = Running(tmp_path, runner, limits, share)
+    made = Running(tmp_path, runner, scheduling(limits), limits.rows, share)
     yield made
     runner.gate.set()
     made.close()
+
+
+with_twins = pytest.mark.parametrize("scheduling", [Twins])
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -348,5 +359,96 @@ def test_an_engine_that_stops_answers_what_it_has(running: Running, runner: SumR
     frontend.dealer.send(messages.bye(EPOCH))
     runner.gate.set()
     assert frontend.vectors(5).keys() == {1, 2, 3, 4, 10}
+    running.thread.join(PATIENCE_SECONDS)
+    assert not running.thread.is_alive()
+
+
+# twins
+
+
+def counted(running: Running, texts: int) -> None:
+    """Wait until the engine has run so many texts."""
+    until(lambda: running.engine.counters.items == texts)
+
+
+def twins_of_a_text_that_runs(running: Running, runner: SumRunner, count: int) -> list[Frontend]:
+    """Front ends that all asked for the text [1, 2]; the first one's runs until the gate is opened."""
+    frontends = [running.join() for _ in range(count)]
+    runner.gate.clear()
+    frontends[0].submit([1, 2], first=100)
+    runner.wait_started()
+    for n, frontend in enumerate(frontends[1:], 101):
+        frontend.submit([1, 2], first=n)
+        frontend.submit([n - 99], first=n + 100)  # comes later, so once it is there the twin is
+        until(lambda n=n: len(running.scheduler) + running.lanes.busy >= n - 99)  # type: ignore[misc]
+    return frontends
+
+
+@with_twins
+def test_the_same_text_of_several_front_ends_is_run_once(running: Running, runner: SumRunner) -> None:
+    frontends = twins_of_a_text_that_runs(running, runner, 4)
+    runner.gate.set()
+    assert frontends[0].vectors(1) == {100: [2, 3]}
+    for n, frontend in enumerate(frontends[1:], 101):
+        assert frontend.vectors(2)[n] == [2, 3]
+    counted(running, 4)
+    assert running.engine.counters.shared == 3
+    until(lambda: not running.slab.leases.any() and not running.slab.running.any())
+
+
+@with_twins
+def test_twins_of_a_front_end_that_died_are_answered(running: Running, runner: SumRunner) -> None:
+    dies, lives = twins_of_a_text_that_runs(running, runner, 2)
+    dies.leave()
+    until(lambda: len(running.engine._frontends) == 1)
+    runner.gate.set()
+    assert lives.vectors(2)[101] == [2, 3]
+    assert running.engine.counters.items == 2
+    until(lambda: not running.slab.leases.any() and not running.slab.running.any())
+
+
+@with_twins
+def test_twins_that_find_the_slab_full_are_answered_later(running: Running, runner: SumRunner) -> None:
+    frontends = twins_of_a_text_that_runs(running, runner, 3)
+    free = (running.slab.leases == 0) & (running.slab.running == 0)
+    running.slab.leases[free] = 99  # nobody's, so only this test frees them
+    runner.gate.set()
+    assert frontends[0].reply().keys() == {100}
+    running.slab.leases[free] = 0
+    for n, frontend in enumerate(frontends[1:], 101):
+        assert frontend.vectors(2)[n] == [2, 3]
+
+
+@with_twins
+def test_a_twin_outlives_the_cancelling_of_the_text_it_waits_for(running: Running, runner: SumRunner) -> None:
+    one, two = running.join(), running.join()
+    runner.gate.clear()
+    for lane in range(runner.lanes):
+        one.submit([7 + lane], first=1 + lane)
+        runner.wait_started()
+    one.submit([1, 2], first=10)
+    until(lambda: len(running.scheduler) == 1)
+    two.submit([1, 2], [3, 3, 3], first=20)
+    until(lambda: len(running.scheduler) == 2)
+    one.dealer.send(messages.cancel([10], EPOCH))
+    one.submit([4, 4, 4, 4], first=11)
+    until(lambda: len(running.scheduler) == 3)
+    runner.gate.set()
+    assert two.vectors(2) == {20: [2, 3], 21: [3, 9]}
+    assert one.vectors(3).keys() == {1, 2, 11}
+    counted(running, 5)
+
+
+@with_twins
+def test_an_engine_that_stops_answers_twins(running: Running, runner: SumRunner) -> None:
+    frontends = twins_of_a_text_that_runs(running, runner, 3)
+    running.stop(grace_ns=PATIENCE_SECONDS * 10**9)
+    for frontend in frontends:
+        assert messages.parse_header(frontend.dealer.recv()).type is Type.BYE
+        frontend.dealer.send(messages.bye(EPOCH))
+    runner.gate.set()
+    assert frontends[0].vectors(1) == {100: [2, 3]}
+    for n, frontend in enumerate(frontends[1:], 101):
+        assert frontend.vectors(2)[n] == [2, 3]
     running.thread.join(PATIENCE_SECONDS)
     assert not running.thread.is_alive()
