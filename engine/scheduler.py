@@ -63,17 +63,17 @@ class Turn(NamedTuple):
 
 
 class Queue:
-    """Waiting texts of one priority, in order of arrival, and the same by length."""
+    """Waiting texts of one priority, in order of arrival, and the same by length; `most` is how many there may be."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.waiting: OrderedDict[Key, Item] = OrderedDict()
         self.by_length: dict[int, OrderedDict[Key, Item]] = {}
-        # Places of texts that wait elsewhere.
-        self.reserved = 0
 
-    def has_room(self, most: int) -> bool:
-        """Whether fewer than `most` texts have a place."""
-        return len(self.waiting) + self.reserved < most
+    @property
+    def has_room(self) -> bool:
+        """Whether another text may wait here."""
+        return len(self.waiting) < self.most
 
     def add(self, item: Item) -> None:
         """Append a text."""
@@ -98,7 +98,7 @@ class Scheduler:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._queues = {priority: Queue() for priority in Priority}
+        self._queues = {priority: Queue(limits.queue_items) for priority in Priority}
         self._suspects = self._queues[Priority.SUSPECT]
         self._suspect_runs = False
 
@@ -108,7 +108,7 @@ class Scheduler:
     def add(self, item: Item) -> bool:
         """Queue a text; False where its priority's queue is full."""
         queue = self._queues[item.priority]
-        if not queue.has_room(self._limits.queue_items):
+        if not queue.has_room:
             return False
         queue.add(item)
         return True

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from engine.scheduler import NOBODY, Item, Key, Limits, Scheduler, Turn
 from ipc.messages import Priority
 
+SUSPECT = Priority.SUSPECT
+
 
 class Twins(Scheduler):
     """A scheduler that queues a text only if no text with the same ids, at least as urgent, waits or runs.
@@ -31,7 +33,7 @@ class Twins(Scheduler):
 
     def add(self, item: Item) -> bool:
         """Queue a text or keep it with its leader; False where its priority's queue is full."""
-        if item.priority == Priority.SUSPECT:
+        if item.priority is SUSPECT:
             return super().add(item)
         ids = item.ids.tobytes()
         leader = self._leaders.get(ids)
@@ -46,8 +48,9 @@ class Twins(Scheduler):
     def finish(self, item: Item) -> Sequence[Item]:
         """To be called for every text that has run; gives its twins, which leave too unless they are added again."""
         ids = item.ids.tobytes()
-        if self._leaders.get(ids) is item:
-            del self._leaders[ids]
+        leader = self._leaders.pop(ids, None)
+        if leader is not None and leader is not item:
+            self._leaders[ids] = leader
         return self._part(self._twins[item].values()) if item in self._twins else ()
 
     def cancel(self, owner: int, sequences: Sequence[int]) -> list[Item]:
@@ -71,9 +74,10 @@ class Twins(Scheduler):
 
     def _join(self, leader: Item, item: Item) -> bool:
         queue = self._queues[item.priority]
-        if not queue.has_room(self._limits.queue_items):
+        if not queue.has_room:
             return False
-        queue.reserved += 1
+        # It takes one of the places there.
+        queue.most -= 1
         self._twins.setdefault(leader, {})[item.key] = item
         self._leader_of[item.key] = leader
         return True
@@ -86,7 +90,7 @@ class Twins(Scheduler):
             del self._twins[leader][twin.key]
             if not self._twins[leader]:
                 del self._twins[leader]
-            self._queues[twin.priority].reserved -= 1
+            self._queues[twin.priority].most += 1
         return parted
 
     def _succeed(self, leaders: list[Item]) -> list[Item]:
