@@ -97,7 +97,7 @@ async def test_errors_of_redis_itself_are_no_answer_either(link: RedisLink) -> N
 async def test_no_argument_of_a_command_that_redis_does_not_know_is_logged(
     link: RedisLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await link.call(lambda redis: redis.execute_command("AUTHENTICATE", "hunter")) is None
+    assert await link.call(lambda redis: redis.execute_command("AUTHENTICATE", "hunter")) is None  # type: ignore[no-untyped-call]
     assert "AUTHENTICATE" in str([record.__dict__ for record in caplog.records])
     assert "hunter" not in str([record.__dict__ for record in caplog.records])
 
