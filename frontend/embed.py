@@ -72,7 +72,7 @@ class Terms(NamedTuple):
 
 
 class Embedder:
-    """Bounds, tokenizer and engine behind one call. `cl100k` is there if the setting `token_input` asks for it."""
+    """Bounds, limits, tokenizer, cache and engine behind one call. `cl100k` is there if `token_input` asks for it."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Vectors as they lie in shared memory: little-endian float32, row after row, bare or as a `.npy` file.
 
 The socket reads from the slab itself, so the rows stay lent until it has taken them. The rows behind a piece that a
-slow reader keeps waiting are copied, so that no reader holds more than a few.
+slow reader keeps waiting are copied, so that no reader holds more than a few; and what all readers hold is bounded
+(`frontend.flight.Holding`), the rest are copies from the start.
 """
 
 from __future__ import annotations

@@ -128,9 +128,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def most_held(self) -> int:
         """Rows that one front end may keep for long, whatever its readers do.
 
-        However these of all front ends are scattered, an extent for a whole batch is free between them.
+        Half its share at least is left for rows that come and go, and however those kept by all front ends are
+        scattered, an extent for a whole batch is free between them.
         """
-        return self.slab_share // self.max_batch_rows
+        return self.slab_share // max(2, self.max_batch_rows)
 
 
 def cores() -> int:

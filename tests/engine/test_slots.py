@@ -76,6 +76,7 @@ def test_rows_that_front_ends_may_keep_leave_an_extent_for_a_batch(data: st.Data
     table = Settings(
         frontends=frontends, max_batch_rows=batch, slab_rows=data.draw(st.integers(max(16, least), 4 * least + 16))
     )
+    assert 0 < table.most_held <= table.slab_share / 2
     most = frontends * table.most_held
     # At every batch's end: where scattered rows do the most harm.
     step = data.draw(st.sampled_from([batch, max(1, table.slab_rows // (most + 1)), 1]))

@@ -9,14 +9,17 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from frontend.raw import MOST_ROWS_IN_PIECE
 from perf.stack import Stack
-from tests.system.processes import clients_of, lease_holders, log_records, wait_for
+from tests.system.processes import clients_of, lease_holders, log_records, unread_bytes, wait_for
 from tests.system.wire import AUTHORIZED, Answer, Connection, openai_bits, openai_body
+from tests.tools.conftest import write_model
 
 pytestmark = pytest.mark.system
 
@@ -25,8 +28,9 @@ OCTETS = "application/octet-stream"
 NPY = "application/x-npy"
 # The least there may be for one front end and batches of four: a share of 32 rows, of which 8 may be held.
 SLAB_ROWS, BATCH_ROWS = 64, 4
-# So large that no socket's buffers hold it all.
-MANY = 2048
+# A model whose vectors are wide, so that fewer texts make an answer that no socket's buffers hold (4 MiB).
+WIDE_DIM = 1024
+MANY = 900
 ROUTES: dict[str, Callable[[Sequence[str]], dict[str, object]]] = {
     "/v1/embeddings": lambda texts: {"input": texts},
     "/embeddings": lambda texts: {"input": texts, "encoding_format": "base64"},
@@ -46,9 +50,18 @@ def small() -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="module")
-def uncached() -> Iterator[Stack]:
-    """The same without a cache: every vector comes from the slab."""
-    with Stack(frontends=1, slab_rows=SLAB_ROWS, max_batch_rows=BATCH_ROWS) as stack:
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("wide"), hidden_size=WIDE_DIM, num_hidden_layers=1)
+
+
+def wide_stack(model: Path, **settings: object) -> Stack:
+    return Stack(model, frontends=1, **({"slab_rows": SLAB_ROWS, "max_batch_rows": BATCH_ROWS} | settings))
+
+
+@pytest.fixture(scope="module")
+def wide(wide_model: Path) -> Iterator[Stack]:
+    """As small a slab, and no cache: every vector comes from it."""
+    with wide_stack(wide_model) as stack:
         yield stack
         print(stack.log.read_text(errors="replace")[-20_000:])
 
@@ -141,21 +154,19 @@ def test_hits_among_misses_and_texts_that_come_twice(small: Stack) -> None:
     nothing_is_held(small)
 
 
-@pytest.mark.parametrize("server_name", ["small", "uncached"])
-def test_more_texts_than_the_slab_has_rows(request: pytest.FixtureRequest, server_name: str) -> None:
-    """Several requests at once, none of which may wait for rows that it or another one holds."""
-    stack: Stack = request.getfixturevalue(server_name)
+def test_512_texts_and_several_such_requests(small: Stack) -> None:
+    """More texts than the slab has rows, and none may wait for rows that it or another request holds."""
 
     async def check(texts: list[str]) -> None:
-        async with await Connection.open(stack.port) as connection:
+        async with await Connection.open(small.port) as connection:
             answer = await raw(connection, "/embed", {"inputs": texts}, NPY)
             assert vectors(answer, len(texts)) == await as_base64(connection, texts)
 
     async def run() -> None:
-        await asyncio.gather(*(check(numbered(f"request {n}:", 512 if n == 0 else 100)) for n in range(5)))
+        await asyncio.gather(*(check(numbered(f"request {n}:", 512 if n == 0 else 100)) for n in range(4)))
 
     asyncio.run(run())
-    nothing_is_held(stack)
+    nothing_is_held(small)
 
 
 # Readers that are slow, leave, or never read
@@ -203,96 +214,110 @@ class Reader:
         return data
 
 
-async def reuse_the_slab(stack: Stack, rounds: int = 3) -> None:
-    """Other clients' texts through every row that is free, several times over, with right answers."""
+async def reuse_the_slab(stack: Stack, rows: int = SLAB_ROWS) -> None:
+    """Other clients' texts through all rows that are free, with right answers."""
 
     async def one(number: int) -> None:
         async with await Connection.open(stack.port) as connection:
-            for turn in range(rounds):
-                texts = numbered(f"reuse {number} {turn}", SLAB_ROWS)
-                answer = await raw(connection, "/embed", {"inputs": texts})
-                assert vectors(answer, SLAB_ROWS) == await as_base64(connection, texts)
+            asked = numbered(f"other {number}", rows // 3)
+            bits = vectors(await raw(connection, "/embed", {"inputs": asked}), len(asked), WIDE_DIM)
+            assert bits == await as_base64(connection, asked)
 
     await asyncio.gather(*(one(number) for number in range(2)))
 
 
-@pytest.mark.parametrize("headers", [(), ("Connection: close",)], ids=["stays", "closes"])
-def test_a_slow_reader_gets_the_right_bytes_while_the_slab_is_used_again(
-    uncached: Stack, headers: tuple[str, ...]
-) -> None:
-    texts = numbered("slow", MANY)
+def held_rows(stack: Stack) -> int:
+    return sum(int(np.count_nonzero(np.fromfile(path, np.uint32))) for path in stack.run_dir.glob("slab-*.leases"))
 
-    async def run() -> None:
-        async with Reader.asks(uncached, texts, *headers) as reader:
+
+@pytest.mark.parametrize("headers", [(), ("Connection: close",)], ids=["stays", "closes"])
+def test_what_a_slow_reader_waits_for_stays_lent_while_the_slab_is_used_again(
+    wide_model: Path, headers: tuple[str, ...]
+) -> None:
+    """The slab is so large that the whole answer may be held: so it is, until the socket takes no more."""
+    texts, rows = numbered("slow", MANY), 4 * MANY
+
+    async def run(stack: Stack) -> None:
+        async with Reader.asks(stack, texts, *headers) as reader:
             first = await reader.first_byte()
-            await reuse_the_slab(uncached)
+            held = await asyncio.to_thread(wait_for, lambda: few_rows(stack), "the rows behind to be copied")
+            await reuse_the_slab(stack, rows)
+            assert held_rows(stack) == held
             body = await reader.rest(first)
-        async with await Connection.open(uncached.port) as connection:
+        async with await Connection.open(stack.port) as connection:
             assert body == await as_base64(connection, texts)
 
-    asyncio.run(run())
-    nothing_is_held(uncached)
-    nothing_went_wrong(uncached)
+    def few_rows(stack: Stack) -> int:
+        held = held_rows(stack)
+        return held if held <= MOST_ROWS_IN_PIECE else 0
+
+    with wide_stack(wide_model, slab_rows=rows, max_batch_rows=1) as stack:
+        asyncio.run(run(stack))
+        nothing_is_held(stack)
+        nothing_went_wrong(stack)
 
 
-def test_many_slow_readers_keep_no_other_from_its_answer(uncached: Stack) -> None:
-    """More of them than rows may be held: each holds what its socket has not taken yet."""
+def test_many_slow_readers_keep_no_other_from_its_answer(wide: Stack) -> None:
+    """More of them than rows may be held, and each has more texts than the slab has rows."""
+    texts = numbered("many", MANY)
 
     async def run() -> None:
         async with AsyncExitStack() as readers:
-            texts = numbered("many", 1000)
-            asked = [await readers.enter_async_context(Reader.asks(uncached, texts)) for _ in range(6)]
+            asked = [await readers.enter_async_context(Reader.asks(wide, texts)) for _ in range(4)]
             firsts = [await reader.first_byte() for reader in asked]
-            await reuse_the_slab(uncached, 1)
+            await reuse_the_slab(wide)
             bodies = [await reader.rest(first) for reader, first in zip(asked, firsts, strict=True)]
-        assert len(bodies[0]) == len(texts) * DIM * 4
+        assert len(bodies[0]) == MANY * WIDE_DIM * 4
         assert len(set(bodies)) == 1
 
     asyncio.run(run())
-    nothing_is_held(uncached)
+    nothing_is_held(wide)
+    nothing_went_wrong(wide)
 
 
-def test_a_reader_that_never_reads_is_cut_off_at_its_deadline(uncached: Stack) -> None:
-    texts = numbered("never", MANY)
-
+def test_a_reader_that_never_reads_is_cut_off_at_its_deadline(wide: Stack) -> None:
     async def run() -> None:
-        async with Reader.asks(uncached, texts, "X-Request-Timeout-Ms: 20000") as reader:
+        (frontend,) = wide.pids("frontend")
+        async with Reader.asks(wide, numbered("never", MANY), "X-Request-Timeout-Ms: 6000") as reader:
             await reader.first_byte()
-            await asyncio.to_thread(nothing_is_held, uncached)
-            await reuse_the_slab(uncached, 1)
-            (frontend,) = uncached.pids("frontend")
+            await asyncio.to_thread(nothing_is_held, wide)
+            await reuse_the_slab(wide)
             await asyncio.to_thread(wait_for, lambda: reader.port not in clients_of(frontend), "the connection's end")
-            assert 0 < len(await reader.rest()) < MANY * DIM * 4
+            assert len(await reader.rest()) < MANY * WIDE_DIM * 4
 
     asyncio.run(run())
-    nothing_went_wrong(uncached)
+    nothing_went_wrong(wide)
 
 
-def test_a_reader_that_leaves_gives_everything_back(uncached: Stack) -> None:
+def test_a_reader_that_leaves_gives_everything_back(wide: Stack) -> None:
     async def run() -> None:
-        async with Reader.asks(uncached, numbered("leaves", MANY)) as reader:
+        async with Reader.asks(wide, numbered("leaves", MANY)) as reader:
             await reader.first_byte()
 
     asyncio.run(run())
-    nothing_is_held(uncached)
-    nothing_went_wrong(uncached)
+    nothing_is_held(wide)
+    nothing_went_wrong(wide)
 
 
-def test_an_engine_that_is_killed_takes_nothing_from_a_reader() -> None:
-    """The rows of the dead engine's slab stay mapped as long as someone reads them; what it still owed is sent anew."""
+def test_an_engine_that_is_killed_takes_nothing_from_a_reader(wide_model: Path) -> None:
+    """A dead engine's slab stays mapped as long as someone reads it; what it still owed is computed by the next."""
     texts = numbered("killed", MANY)
 
     async def run(stack: Stack) -> None:
-        async with Reader.asks(stack, texts[:1000]) as reader, Reader.asks(stack, texts[1000:]) as other:
+        async with Reader.asks(stack, texts) as reader:
             first = await reader.first_byte()
-            stack.signal("engine", signal.SIGKILL)
-            await asyncio.to_thread(wait_for, lambda: len(log_records(stack.log, "ready")) == 2, "another engine")
-            await reuse_the_slab(stack, 1)
-            bodies = [await reader.rest(first), await other.rest()]
+            async with Reader.asks(stack, texts[::-1]) as other:
+                await asyncio.to_thread(wait_for, lambda: unread_bytes(stack.port) == 0, "the other to be read")
+                stack.signal("engine", signal.SIGKILL)
+                await asyncio.to_thread(wait_for, lambda: len(log_records(stack.log, "ready")) == 2, "another engine")
+                await reuse_the_slab(stack)
+                bodies = [await reader.rest(first), await other.rest()]
         async with await Connection.open(stack.port) as connection:
-            assert b"".join(bodies) == await as_base64(connection, texts)
+            assert bodies[0] == await as_base64(connection, texts)
+        rows = np.frombuffer(bodies[1], np.float32).reshape(MANY, WIDE_DIM)
+        assert rows[::-1].tobytes() == bodies[0]
 
-    with Stack(frontends=1, slab_rows=SLAB_ROWS, max_batch_rows=BATCH_ROWS) as stack:
+    with wide_stack(wide_model, slab_rows=4 * MANY, max_batch_rows=1) as stack:
         asyncio.run(run(stack))
         nothing_is_held(stack)
         nothing_went_wrong(stack)

@@ -59,30 +59,34 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def write_model(
+    path: Path,
+    *,
+    weights: dict[str, NDArray[Any]] | None = None,
+    pooling: str = "mean",
+    normalize: bool = True,
+    **config: Any,
+) -> Path:
+    """Write a tiny model's files; `config` are fields of its configuration."""
+    write_json(path / "config.json", CONFIG | config)
+    save_file(weights or tiny_weights(CONFIG | config), path / "model.safetensors")
+    tiny_tokenizer().save(str(path / "tokenizer.json"))
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [
+        {"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    write_json(path / "modules.json", modules)
+    write_json(path / "1_Pooling" / "config.json", {"pooling_mode": pooling})
+    write_json(path / "sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False})
+    return path
+
+
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """Write a tiny model: config fields as keywords, and `weights` (a dict), `pooling`, `normalize`, `folder`."""
+    """What `write_model` writes, in a folder of the test's own."""
 
-    def make(
-        *,
-        folder: str = "tiny",
-        weights: dict[str, NDArray[Any]] | None = None,
-        pooling: str = "mean",
-        normalize: bool = True,
-        **config: Any,
-    ) -> Path:
-        path = tmp_path / folder
-        write_json(path / "config.json", CONFIG | config)
-        save_file(weights or tiny_weights(CONFIG | config), path / "model.safetensors")
-        tiny_tokenizer().save(str(path / "tokenizer.json"))
-        kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
-        modules = [
-            {"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
-            for i, kind in enumerate(kinds)
-        ]
-        write_json(path / "modules.json", modules)
-        write_json(path / "1_Pooling" / "config.json", {"pooling_mode": pooling})
-        write_json(path / "sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False})
-        return path
+    def make(*, folder: str = "tiny", **options: Any) -> Path:
+        return write_model(tmp_path / folder, **options)
 
     return make
