@@ -24,10 +24,10 @@ from frontend.limits.quota import BUCKETS, COUNTED
 from perf.http import Connection, Target, build_request
 from perf.load import build_requests
 from perf.phases import Server
+from perf.redis_server import RedisServer
 from perf.results import ROOT, make_result, save_result
 from perf.stack import Stack
 from perf.texts import exact_texts
-from tests.redis_server import RedisServer
 
 LIMIT: Final = 600
 WINDOW_SECONDS: Final = 60.0

@@ -25,9 +25,9 @@ from frontend.limits.embedded import EmbeddedWindows
 from frontend.limits.quota import Quota
 from frontend.limits.shared import RedisWindows
 from frontend.redis_link import RedisLink
+from perf.redis_server import RedisServer
 from perf.results import ROOT, make_result, save_result
 from perf.stats import nearest_rank
-from tests.redis_server import RedisServer
 
 PROCESSES: Final = 4
 # Of each process: together twice what the stack serves on two cores.

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from perf.redis_server import RedisServer
 from perf.stack import Stack
 from tests.chaos.load import Load, Outcome
-from tests.redis_server import RedisServer
 from tests.system.keyed import bearer, make_key
 from tests.system.processes import boot_clock, log_records, wait_for
 from tests.system.wire import Connection, openai_bits, openai_body

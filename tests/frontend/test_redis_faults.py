@@ -18,8 +18,8 @@ from frontend.limits.shared import RedisWindows
 from frontend.redis_link import RedisLink
 from frontend.remote_cache import RemoteCache
 from ipc.errors import StartError
+from perf.redis_server import RedisServer
 from tests.frontend.peer import eventually
-from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

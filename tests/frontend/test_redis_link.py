@@ -10,8 +10,8 @@ import pytest
 
 from frontend import redis_link
 from frontend.redis_link import RedisLink
+from perf.redis_server import RedisServer
 from tests.frontend.peer import eventually
-from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

@@ -17,6 +17,7 @@ from frontend.cache import CachedEngine, VectorCache
 from frontend.redis_link import RedisLink
 from frontend.remote_cache import PREFIX, RemoteCache
 from ipc.errors import DeadlineExceeded
+from perf.redis_server import RedisServer
 from tests.frontend.peer import (
     DIM,
     FINGERPRINT,
@@ -30,7 +31,6 @@ from tests.frontend.peer import (
     start_call,
     vector,
 )
-from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

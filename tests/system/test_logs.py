@@ -21,8 +21,8 @@ import pytest
 from frontend.app import OPEN_PATHS
 from frontend.keys import ID_DIGITS
 from frontend.request_log import NAME
+from perf.redis_server import RedisServer
 from perf.stack import KEY, ROOT, Stack
-from tests.redis_server import RedisServer
 from tests.system.processes import PATIENCE_SECONDS, POLL_SECONDS, log_records, unread_bytes, wait_for
 from tests.system.wire import Answer, Connection, openai_bits, openai_body
 

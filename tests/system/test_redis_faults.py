@@ -11,8 +11,8 @@ import pytest
 from redis import Redis
 
 from ipc.errors import StartError
+from perf.redis_server import RedisServer
 from perf.stack import Stack, free_port
-from tests.redis_server import RedisServer
 from tests.system.processes import log_records, wait_for
 from tests.system.reference import Reference, differing
 from tests.system.wire import Answer, Connection, openai_bits, openai_body

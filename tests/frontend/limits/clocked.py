@@ -18,7 +18,7 @@ from frontend.limits.quota import Quota, Store, Verdict
 from frontend.limits.script import WINDOWS
 from frontend.limits.shared import RedisWindows
 from frontend.redis_link import RedisLink
-from tests.redis_server import RedisServer
+from perf.redis_server import RedisServer
 
 START_US = 1_000_000_000_000
 ASKS_TIME = "redis.call('TIME')"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from perf.redis_server import RedisServer
 from tests.frontend.limits.clocked import Clocked, clocked_embedded, clocked_redis
-from tests.redis_server import RedisServer
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from frontend.limits.limiter import Limiter
 from frontend.limits.quota import Quota, Verdict
 from frontend.limits.shared import RedisWindows
 from frontend.redis_link import RedisLink
-from tests.redis_server import RedisServer
+from perf.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ import pytest
 
 from frontend.limits.embedded import boot_clock
 from frontend.limits.quota import BUCKETS, COUNTED
+from perf.redis_server import RedisServer
 from tests.frontend.limits.hammer import WINDOW_SECONDS
-from tests.redis_server import RedisServer
 
 PROCESSES = 4
 LIMIT = 200

@@ -12,8 +12,8 @@ from frontend import redis_link
 from frontend.limits.quota import Quota, Verdict
 from frontend.limits.shared import RedisWindows
 from frontend.redis_link import RedisLink
+from perf.redis_server import RedisServer
 from tests.frontend.limits.clocked import clocked_redis
-from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frontend.limits.quota import COUNTED, Quota, Rule
+from perf.redis_server import RedisServer
 from tests.frontend.limits.clocked import Clocked, clocked_embedded, clocked_redis
-from tests.redis_server import RedisServer
 
 WIDTHS_US = (1_000_000, 60_000_000, 1_000_000)
 QUOTA = Quota(rpm=5, rph=12, tpm=50)
