@@ -19,6 +19,7 @@ from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.errors import Errors, raise_ours
 from frontend.keys import KEYS_FILE, KeyRing
+from frontend.limits.embedded import EmbeddedWindows
 from frontend.redis_link import RedisLink
 from frontend.request_log import RequestLog
 from frontend.services import open_embedder
@@ -70,13 +71,16 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
     `key` is the server's own; those of the key file are followed while it runs. Raises StartError for a tokenizer that
-    cannot be read, also OpenAI's where the settings ask for that, and for a Redis URL that is none.
+    cannot be read, also OpenAI's where the settings ask for that, for a Redis URL that is none, and where the run
+    directory is full.
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
     tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
     keys = KeyRing(key, settings.data_path / KEYS_FILE)
     link = RedisLink(settings.redis_url) if settings.redis_url else None
+    # Here and not in the lifespan: where there is no room for them, the start must end with the status that says so.
+    windows = EmbeddedWindows(settings.run_path)
     log = RequestLog()
 
     @asynccontextmanager
@@ -84,7 +88,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
         async with AsyncExitStack() as ends:
             ends.callback(log.close)
             ends.callback(tokenizer.close)
-            embedder = open_embedder(settings, bundle, tokenizer, cl100k, link)
+            embedder = open_embedder(settings, bundle, tokenizer, cl100k, windows, link)
             app.state.embedder = await ends.enter_async_context(embedder)
             ends.callback(keys.close)
             keys.watch()

@@ -22,13 +22,18 @@ from ipc.settings import Settings
 
 @asynccontextmanager
 async def open_embedder(
-    settings: Settings, bundle: Bundle, tokenizer: Tokenizer, cl100k: Decoder | None, link: RedisLink | None
+    settings: Settings,
+    bundle: Bundle,
+    tokenizer: Tokenizer,
+    cl100k: Decoder | None,
+    windows: EmbeddedWindows,
+    link: RedisLink | None,
 ) -> AsyncIterator[Embedder]:
     """Everything behind the dialects, on the running loop; ended in reverse order. `link` is Redis, if there is one."""
     async with AsyncExitStack() as ends:
         if link is not None:
             ends.push_async_callback(link.close)
-        limiter = Limiter(EmbeddedWindows(settings.run_path), RedisWindows(link) if link else None)
+        limiter = Limiter(windows, RedisWindows(link) if link else None)
         ends.callback(limiter.close)
         client = EngineClient(
             settings.run_path,
