@@ -72,7 +72,7 @@ async def test_a_line_has_what_is_known(capsys: pytest.CaptureFixture[str]) -> N
         "key": "one",
         "texts": 2,
         "tokens": 30,
-        "queue_ms": 1.234,
+        "queue_ms": 1.235,
         "inference_ms": 2.0,
         "cache": "miss",
         "error": None,
