@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from frontend import docs, health
 from frontend.auth import Auth
@@ -34,23 +35,35 @@ async def root(request: Request) -> Response:
     return await (tei.root if request.method == "POST" else docs.page)(request)
 
 
+class Handler:
+    """A request's function as Starlette takes an application: `Errors` is all the handling of errors there is."""
+
+    def __init__(self, function: Callable[[Request], Awaitable[Response]]) -> None:
+        self._function = function
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        response = await self._function(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
 ROUTES: Final = [
-    Route("/v1/embeddings", openai.embeddings, methods=["POST"]),
-    Route("/embeddings", openai.embeddings, methods=["POST"]),
-    Route("/embed", tei.embed, methods=["POST"]),
-    Route("/similarity", tei.similarity, methods=["POST"]),
-    Route("/", root, methods=["GET", "POST"]),
-    Route("/tokenize", tei.tokenize, methods=["POST"]),
-    Route("/info", tei.info, methods=["GET"]),
-    Route("/v1/embed", original.embed, methods=["POST"]),
-    Route("/v1/usage", original.usage, methods=["GET"]),
-    Route("/v1/models", openai.models, methods=["GET"]),
-    Route("/health", health.health, methods=["GET"]),
-    Route("/ready", health.ready, methods=["GET"]),
-    Route("/readiness", health.ready, methods=["GET"]),
-    Route("/ping", health.ready, methods=["GET"]),
-    Route("/openapi.json", docs.document, methods=["GET"]),
-    Route("/docs", docs.page, methods=["GET"]),
+    Route("/v1/embeddings", Handler(openai.embeddings), methods=["POST"]),
+    Route("/embeddings", Handler(openai.embeddings), methods=["POST"]),
+    Route("/embed", Handler(tei.embed), methods=["POST"]),
+    Route("/similarity", Handler(tei.similarity), methods=["POST"]),
+    Route("/", Handler(root), methods=["GET", "POST"]),
+    Route("/tokenize", Handler(tei.tokenize), methods=["POST"]),
+    Route("/info", Handler(tei.info), methods=["GET"]),
+    Route("/v1/embed", Handler(original.embed), methods=["POST"]),
+    Route("/v1/usage", Handler(original.usage), methods=["GET"]),
+    Route("/v1/models", Handler(openai.models), methods=["GET"]),
+    Route("/health", Handler(health.health), methods=["GET"]),
+    Route("/ready", Handler(health.ready), methods=["GET"]),
+    Route("/readiness", Handler(health.ready), methods=["GET"]),
+    Route("/ping", Handler(health.ready), methods=["GET"]),
+    Route("/openapi.json", Handler(docs.document), methods=["GET"]),
+    Route("/docs", Handler(docs.page), methods=["GET"]),
 ]
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/openapi.json", "/docs", "/"})

@@ -175,10 +175,11 @@ class Embedder:
 
     async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take | None) -> Embedded:
         tokenized = time.monotonic_ns()
-        await self.admission.charge(request.scope, tokens.total)
+        total = tokens.total
+        await self.admission.charge(request.scope, total)
         facts: Facts = request.scope[FACTS]
         # Before the engine is asked: the line of a request that fails tells what it was charged for.
-        facts.texts, facts.tokens = len(tokens.texts), tokens.total
+        facts.texts, facts.tokens = len(tokens.texts), total
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
@@ -193,7 +194,7 @@ class Embedder:
             facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"
         return Embedded(
             call=call,
-            tokens=tokens.total,
+            tokens=total,
             truncated=tokens.truncated,
             total_ns=time.monotonic_ns() - terms.began,
             tokenize_ns=tokenized - terms.began,

@@ -85,19 +85,18 @@ def _together(lines: list[bytes]) -> Iterator[bytes]:
 def _line(scope: Scope, facts: Facts, status: int) -> bytes:
     """Formatted by hand, in a third of an encoder's time: ids, names and codes have no character that JSON escapes."""
     key: Key | None = scope.get(SCOPE_KEY)
+    name = "null" if key is None else f'"{key.name}"'
+    cache = "null" if facts.cache is None else f'"{facts.cache}"'
+    error = "null" if facts.error is None else f'"{facts.error}"'
     total_ns = time.monotonic_ns() - facts.began_ns
     return (
         f'{{"level":"INFO","logger":"{NAME}","message":"request","process":"frontend",'
         f'"correlation_id":"{scope["correlation_id"]}","method":{_quoted(scope["method"])},'
-        f'"path":{_quoted(scope["path"][:MOST_PATH])},"status":{status},"key":{_word(key.name if key else None)},'
+        f'"path":{_quoted(scope["path"][:MOST_PATH])},"status":{status},"key":{name},'
         f'"texts":{facts.texts},"tokens":{facts.tokens},"queue_ms":{facts.wait_ns / 1e6:.3f},'
         f'"inference_ms":{facts.compute_ns / 1e6:.3f},"total_ms":{total_ns / 1e6:.3f},'
-        f'"cache":{_word(facts.cache)},"error":{_word(facts.error)},"time":"{_now()}"}}\n'
+        f'"cache":{cache},"error":{error},"time":"{_now()}"}}\n'
     ).encode()
-
-
-def _word(text: str | None) -> str:
-    return "null" if text is None else f'"{text}"'
 
 
 @lru_cache(256)
