@@ -51,18 +51,13 @@ class Table:
         self._capacity = capacity
         self._known: dict[str, tuple[int, int, int]] = {}
         size = (TABLE_WORDS + capacity * ROW_WORDS) * WORD_BYTES
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            # Without this a full tmpfs shows itself much later, as SIGBUS on the first touch of a page.
-            os.posix_fallocate(descriptor, 0, size)
-            self._map = mmap.mmap(descriptor, size)
+            self._map = _map_file(self.path, size)
         except OSError as error:
             raise StartError(
                 f"The table of limits needs {-(-size >> 20)} MiB in {folder}, which cannot be had ({error.strerror}): "
                 "free memory there, or set EMBEDLANE_RUN_DIR to a larger tmpfs."
             ) from None
-        finally:
-            os.close(descriptor)
         self.words: memoryview[int] = memoryview(self._map).cast("q")
 
     def close(self) -> None:
@@ -139,6 +134,16 @@ class Table:
 def ring_of(row: int, rule: int) -> int:
     """Where a rule's ring begins."""
     return row + RINGS + rule * ring.WORDS
+
+
+def _map_file(path: Path, size: int) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Without this a full tmpfs shows itself much later, as SIGBUS on the first touch of a page.
+        os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def remove_old_tables(folder: Path, current: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import tiktoken.registry
@@ -13,7 +14,7 @@ from frontend.app import create_app
 from frontend.token_ids import accept, load_cl100k
 from ipc.bundle import Bundle
 from ipc.errors import InvalidRequest, StartError
-from ipc.settings import Settings
+from tests.frontend.served import small_bounds
 
 
 @given(lists=st.lists(st.lists(st.integers(), max_size=12), max_size=4))
@@ -28,11 +29,12 @@ def test_what_is_taken_is_what_was_sent(lists: list[list[int]]) -> None:
     assert all(ids.dtype == np.int32 for ids in taken)
 
 
-def test_without_the_package_the_start_stops(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+def test_without_the_package_the_start_stops(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, run_dir: Path) -> None:
+    settings = small_bounds(run_dir)
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(StartError, match="install the extra `cl100k`"):
-        create_app(Settings(token_input="cl100k"), bundle, "key")  # noqa: S106 - no password
-    create_app(Settings(), bundle, "key")
+        create_app(msgspec.structs.replace(settings, token_input="cl100k"), bundle, "key")  # noqa: S106 - no password
+    create_app(settings, bundle, "key")
 
 
 def test_without_the_vocabulary_the_start_stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
