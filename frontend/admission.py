@@ -24,39 +24,37 @@ class Admission:
     def __init__(self, limiter: Limiter, settings: Settings) -> None:
         self._limiter = limiter
         self._is_off = settings.limits_bypass
-        self._default = Quota(settings.limit_rpm, settings.limit_rph, settings.limit_tpm)
+        limits = settings.limit_rpm, settings.limit_rph, settings.limit_tpm
+        self._default = NO_LIMIT if self._is_off else Quota(*limits)
 
-    def check(self, scope: Scope) -> None:
-        """Refuse a key that nothing is left of, before its texts cost anything. Raises RateLimited."""
+    def check(self, scope: Scope) -> Quota | None:
+        """The limits to charge, or None. Refuses a key that has nothing left, before its texts cost anything.
+
+        Raises RateLimited.
+        """
         key: Key = scope[SCOPE_KEY]
-        quota = self.quota(key)
-        if quota is NO_LIMIT:
-            return
+        quota = self._quota(key)
+        if quota == NO_LIMIT:
+            return None
         verdict = self._limiter.blocked_until(key.id, quota)
         if verdict is not None:
             self._settle(scope, verdict)
+        return quota
 
-    async def charge(self, scope: Scope, tokens: int) -> None:
+    async def charge(self, scope: Scope, quota: Quota, tokens: int) -> None:
         """Charge one request of so many tokens. Raises RateLimited."""
         key: Key = scope[SCOPE_KEY]
-        quota = self.quota(key)
-        if quota is not NO_LIMIT:
-            self._settle(scope, await self._limiter.admit(key.id, quota, tokens))
+        self._settle(scope, await self._limiter.admit(key.id, quota, tokens))
 
     async def usage(self, key: Key) -> Verdict:
         """What is left of a key's limits."""
-        return await self._limiter.usage(key.id, self.quota(key))
+        return await self._limiter.usage(key.id, self._quota(key))
 
-    def quota(self, key: Key) -> Quota:
-        """The limits in force for a key; NO_LIMIT itself where there is none."""
-        if self._is_off:
-            return NO_LIMIT
-        if key.rpm is None and key.rph is None and key.tpm is None:
-            quota = self._default
-        else:
-            own = zip((key.rpm, key.rph, key.tpm), self._default.limits, strict=True)
-            quota = Quota(*(default if limit is None else limit for limit, default in own))
-        return NO_LIMIT if quota == NO_LIMIT else quota
+    def _quota(self, key: Key) -> Quota:
+        if self._is_off or (key.rpm is None and key.rph is None and key.tpm is None):
+            return self._default
+        own = zip((key.rpm, key.rph, key.tpm), self._default.limits, strict=True)
+        return Quota(*(default if limit is None else limit for limit, default in own))
 
     def _settle(self, scope: Scope, verdict: Verdict) -> None:
         scope[VERDICT] = verdict

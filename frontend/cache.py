@@ -28,7 +28,7 @@ KEY_BYTES: Final = 16
 # tracemalloc that is 157 bytes in a new dictionary and up to 283 in one that has been full for long (a test measures
 # it), and the allocators round each object up.
 ENTRY_BYTES: Final = 312
-# Encoding a vector takes about 10 us, so that a request of hits alone would hold up all others for long.
+# Encoding a vector takes about 7 us, so that a request of hits alone would hold up all others for long.
 HITS_PER_TURN: Final = 64
 
 

@@ -154,7 +154,7 @@ class EngineClient:
     def _submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
         """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
         sequence = flight.submission.sequence
-        if self._flights.pop(sequence) and flight.is_sent:
+        if self._flights.remove(sequence) and flight.is_sent:
             self._outbox.cancel(sequence)
         flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
         self._flights.add(flight)
@@ -166,7 +166,7 @@ class EngineClient:
     def _take_back(self, call: Call, flights: Sequence[Flight]) -> None:
         for flight in flights:
             sequence = flight.submission.sequence
-            if flight.leave(call) and self._flights.pop(sequence) and flight.is_sent:
+            if flight.leave(call) and self._flights.remove(sequence) and flight.is_sent:
                 self._outbox.cancel(sequence)
 
     # receive
@@ -208,7 +208,7 @@ class EngineClient:
         slab = self._link.slab
         self.breaker.hear()
         for sequence, row, status, wait_ns in messages.parse_reply(frame, header):
-            flight = self._flights.pop(sequence)
+            flight = self._flights.remove(sequence)
             if status == Status.OK and row < len(slab.leases):
                 self.last_vector_ns = time.monotonic_ns()
                 self._on_vector(flight, Lent(slab.rows, slab.leases, row), wait_ns, header.extra)
@@ -257,13 +257,13 @@ class EngineClient:
         self.engine = None
         died_with = self._link.died_with()
         self._link.close()
-        for flight in list(self._flights):
+        for flight in list(self._flights.values()):
             flight.is_sent = False
             if flight.submission.sequence in died_with:
                 flight.suspect()
                 if flight.deaths == MOST_DEATHS:
                     # Out, so that nobody else joins it.
-                    self._flights.pop(flight.submission.sequence)
+                    self._flights.remove(flight.submission.sequence)
                     flight.fail(outcomes.poison)
         if was_joined:
             log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
@@ -289,7 +289,7 @@ class EngineClient:
         self._fail_all(reason)
 
     def _fail_all(self, reason: str) -> None:
-        for flight in self._flights:
+        for flight in self._flights.values():
             flight.fail(partial(outcomes.unavailable, reason))
 
     def _expire(self, call: Call) -> None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.admission import VERDICT
 from frontend.limits.quota import Verdict
-from frontend.request_log import CLIENT_LEFT, FACTS, Facts, RequestLog
+from frontend.request_log import FACTS, Facts, RequestLog
 from ipc.log import correlation_id
 
 HEADERS = (b"x-correlation-id", b"x-request-id")
@@ -43,19 +43,17 @@ class Correlation:
         correlation_id.set(identity)
         header = (b"x-correlation-id", identity.encode())
         facts = scope[FACTS] = Facts(time.monotonic_ns())
-        status = CLIENT_LEFT
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                facts.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), header, *_limits(scope)]
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._log.note(scope, facts, status)
+            self._log.note(scope, facts)
 
 
 def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from frontend.admission import Admission
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
+from frontend.limits.quota import Quota
 from frontend.protocol import CONNECTION_LOST
 from frontend.request_log import FACTS, Facts
 from frontend.responses import raw_vector, sliced, unit_length
@@ -64,11 +65,12 @@ class Embedded:
 
 
 class Terms(NamedTuple):
-    """What a request's headers ask for; times are CLOCK_MONOTONIC in ns."""
+    """What a request's headers ask for and what limits its key has; times are CLOCK_MONOTONIC in ns."""
 
     began: int
     deadline: int
     priority: Priority
+    quota: Quota | None
 
 
 class Embedder:
@@ -169,14 +171,17 @@ class Embedder:
         prompt_name: str | None,
     ) -> list[bytes]:
         """What `take` makes of the tokens of each text, under the same bounds and limits. Raises a RequestError."""
-        self.admission.check(request.scope)
-        await self.admission.charge(request.scope, 0)
-        return await self._tokenizer.split(self._prompted(texts, "inputs", prompt_name), take, special=special)
+        quota = self.admission.check(request.scope)
+        texts = self._prompted(texts, "inputs", prompt_name)
+        if quota is not None:
+            await self.admission.charge(request.scope, quota, 0)
+        return await self._tokenizer.split(texts, take, special=special)
 
     async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take | None) -> Embedded:
         tokenized = time.monotonic_ns()
         total = tokens.total
-        await self.admission.charge(request.scope, total)
+        if terms.quota is not None:
+            await self.admission.charge(request.scope, terms.quota, total)
         facts: Facts = request.scope[FACTS]
         # Before the engine is asked: the line of a request that fails tells what it was charged for.
         facts.texts, facts.tokens = len(tokens.texts), total
@@ -258,8 +263,8 @@ class Embedder:
 
     def _terms(self, request: Request) -> Terms:
         began = time.monotonic_ns()
-        self.admission.check(request.scope)
-        return Terms(began, began + self._timeout_ns(request), _priority(request))
+        quota = self.admission.check(request.scope)
+        return Terms(began, began + self._timeout_ns(request), _priority(request), quota)
 
     def _timeout_ns(self, request: Request) -> int:
         most = self.settings.request_timeout_ms

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend.dialects import Dialect
 from frontend.request_log import FACTS
@@ -31,15 +31,8 @@ class Errors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        has_begun = False
-
-        async def note_begin(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, note_begin)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             return
         except RequestError as error:
@@ -48,7 +41,7 @@ class Errors:
         except Exception:
             log.exception("unexpected error", extra={"path": scope["path"]})
             problem = InternalError("An unexpected error: the log has it under this correlation id.")
-            if has_begun:
+            if scope[FACTS].status is not None:
                 raise
         else:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -72,16 +72,18 @@ class Call:
     correlation_id: str | None = field(default_factory=correlation_id.get)
     held: dict[int, Lent] = field(default_factory=dict)
 
-    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> None:
-        """Encode one text's vector from the slab itself, or hold it; a `take` that raises ends the call with that."""
+    def land(self, index: int, lent: Lent, wait_ns: int, compute_ns: int, *, may_hold: bool) -> bool:
+        """Encode one text's vector from the slab itself, or hold it (True); a `take` that raises ends the call so."""
+        is_held = False
         if self.take is not None:
             try:
                 self.parts[index] = self.take(lent.rows[lent.number])
             except Exception as error:
                 self.fail(error)
-                return
+                return False
         elif may_hold and self.holding is not None and (held := self.holding.hold(lent)) is not None:
             self.held[index] = held
+            is_held = True
         else:
             self.parts[index] = lent.rows[lent.number].tobytes()
         self.wait_ns = max(self.wait_ns, wait_ns)
@@ -89,6 +91,7 @@ class Call:
         self.missing -= 1
         if not self.missing and not self.done.done():
             self.done.set_result(None)
+        return is_held
 
     def fail(self, error: Exception) -> None:
         """End the call; the first error wins."""
@@ -142,8 +145,7 @@ class Flight:
         is_held = False
         for call, places in self.askers.items():
             for index in places:
-                call.land(index, lent, wait_ns, compute_ns, may_hold=not is_held)
-                is_held = is_held or index in call.held
+                is_held |= call.land(index, lent, wait_ns, compute_ns, may_hold=not is_held)
         if not is_held:
             lent.release()
 
@@ -173,31 +175,22 @@ class Flight:
         return latest if latest > self.submission.deadline else None
 
 
-class Flights:
+class Flights(dict[int, Flight]):
     """All flights by sequence, and those with a key by that as well: of a key there is never more than one."""
 
     def __init__(self) -> None:
-        self._by_sequence: dict[int, Flight] = {}
+        super().__init__()
         self._by_key: dict[bytes, Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_sequence)
-
-    def __iter__(self) -> Iterator[Flight]:
-        return iter(self._by_sequence.values())
-
-    def __contains__(self, flight: Flight) -> bool:
-        return flight.submission.sequence in self._by_sequence
 
     def add(self, flight: Flight) -> None:
         """From now on replies find it, and so do others who ask for its key."""
-        self._by_sequence[flight.submission.sequence] = flight
+        self[flight.submission.sequence] = flight
         if flight.key is not None:
             self._by_key[flight.key] = flight
 
-    def pop(self, sequence: int) -> Flight | None:
+    def remove(self, sequence: int) -> Flight | None:
         """Take a flight out; None where it has ended already."""
-        flight = self._by_sequence.pop(sequence, None)
+        flight = self.pop(sequence, None)
         if flight is not None and flight.key is not None:
             del self._by_key[flight.key]
         return flight

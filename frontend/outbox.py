@@ -39,7 +39,7 @@ class Outbox:
 
     def submit_all(self) -> None:
         """Send everything that is under way to an engine that knows nothing of it."""
-        self._flights, self._cancels = list(self._under_way), []
+        self._flights, self._cancels = list(self._under_way.values()), []
         self.schedule()
 
     def cancel(self, sequence: int) -> None:
@@ -60,7 +60,7 @@ class Outbox:
         """Send what the socket takes; the rest (a stopped engine, a full pipe) goes with the link's next tick."""
         self._is_scheduled = False
         link = self._get_link()
-        flights, self._flights = [flight for flight in self._flights if flight in self._under_way], []
+        flights, self._flights = [f for f in self._flights if f.submission.sequence in self._under_way], []
         cancels, self._cancels = self._cancels, []
         if link is None:
             return

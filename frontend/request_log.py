@@ -33,6 +33,8 @@ class Facts:
     """What the parts of a request's path know of it, for its line; times in ns."""
 
     began_ns: int
+    # The answer's; None until it has begun.
+    status: int | None = None
     texts: int = 0
     tokens: int = 0
     wait_ns: int = 0
@@ -49,11 +51,11 @@ class RequestLog:
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(self, scope: Scope, facts: Facts, status: int) -> None:
+    def note(self, scope: Scope, facts: Facts) -> None:
         """Queue the line of a request that has ended."""
         if not self._is_on:
             return
-        self._lines.append(_line(scope, facts, status))
+        self._lines.append(_line(scope, facts))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
 
@@ -82,7 +84,7 @@ def _together(lines: list[bytes]) -> Iterator[bytes]:
     yield some
 
 
-def _line(scope: Scope, facts: Facts, status: int) -> bytes:
+def _line(scope: Scope, facts: Facts) -> bytes:
     """Formatted by hand, in a third of an encoder's time: ids, names and codes have no character that JSON escapes."""
     key: Key | None = scope.get(SCOPE_KEY)
     name = "null" if key is None else f'"{key.name}"'
@@ -92,7 +94,7 @@ def _line(scope: Scope, facts: Facts, status: int) -> bytes:
     return (
         f'{{"level":"INFO","logger":"{NAME}","message":"request","process":"frontend",'
         f'"correlation_id":"{scope["correlation_id"]}","method":{_quoted(scope["method"])},'
-        f'"path":{_quoted(scope["path"][:MOST_PATH])},"status":{status},"key":{name},'
+        f'"path":{_quoted(scope["path"][:MOST_PATH])},"status":{facts.status or CLIENT_LEFT},"key":{name},'
         f'"texts":{facts.texts},"tokens":{facts.tokens},"queue_ms":{facts.wait_ns / 1e6:.3f},'
         f'"inference_ms":{facts.compute_ns / 1e6:.3f},"total_ms":{total_ns / 1e6:.3f},'
         f'"cache":{cache},"error":{error},"time":"{_now()}"}}\n'

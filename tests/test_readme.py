@@ -29,4 +29,6 @@ def test_no_setting_is_documented_that_is_gone() -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_every_route_is_documented(route: object) -> None:
     for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
-        assert f"`{method} {route.path}`" in API  # type: ignore[attr-defined]
+        name = f"`{method} {route.path}`"  # type: ignore[attr-defined]
+        assert name in README
+        assert name in API
