@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any
 
-import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +13,7 @@ from frontend.cache import ENTRY_BYTES, CachedEngine, VectorCache
 from ipc.errors import PoisonRequest
 from ipc.messages import Priority
 from tests.frontend.peer import DIM, FINGERPRINT, expected, ids, start_call
-from tests.frontend.test_client_schedules import MOST_DEATHS, STEPS, Asked, Schedule
+from tests.frontend.test_client_schedules import MOST_DEATHS, STEPS, Asked, Schedule, run_alone
 
 TEXTS = [ids(101, n, 102) for n in range(7)]
 KEPT = 3
@@ -69,23 +65,7 @@ class SharedSchedule(Schedule):
         assert not self.client.is_under_way(self.cached._key(TEXTS[0]))
 
 
-async def run(steps: list[str], random: Random) -> None:
-    unexpected: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
-    with tempfile.TemporaryDirectory() as run_dir:
-        schedule = SharedSchedule(Path(run_dir), random)
-        try:
-            for step in steps:
-                await getattr(schedule, step)()
-            await schedule.end()
-            schedule.check()
-        finally:
-            schedule.close()
-    assert not unexpected
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=40), st.integers(0, 2**32))
 def test_every_call_ends_once_with_its_own_vectors_whoever_shares_them(steps: list[str], seed: int) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(steps, Random(seed)))  # noqa: S311
+    run_alone(SharedSchedule, steps, seed)

@@ -125,11 +125,11 @@ class Schedule:
         return all(call.task.done() for call in self.calls)
 
 
-async def run(steps: list[str], random: Random) -> None:
+async def run(kind: type[Schedule], steps: list[str], random: Random) -> None:
     unexpected: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
     with tempfile.TemporaryDirectory() as run_dir:
-        schedule = Schedule(Path(run_dir), random)
+        schedule = kind(Path(run_dir), random)
         try:
             for step in steps:
                 await getattr(schedule, step)()
@@ -140,8 +140,13 @@ async def run(steps: list[str], random: Random) -> None:
     assert not unexpected
 
 
+def run_alone(kind: type[Schedule], steps: list[str], seed: int) -> None:
+    """On a loop of its own, as front ends have it."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(kind, steps, Random(seed)))  # noqa: S311
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(STEPS), min_size=4, max_size=40), st.integers(0, 2**32))
 def test_every_call_ends_once_with_its_own_vectors_and_no_row_stays_lent(steps: list[str], seed: int) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(steps, Random(seed)))  # noqa: S311
+    run_alone(Schedule, steps, seed)
