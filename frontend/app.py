@@ -7,18 +7,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from frontend import docs, health
 from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
-from frontend.errors import Errors, raise_ours
+from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.redis_link import RedisLink
@@ -36,7 +35,7 @@ async def root(request: Request) -> Response:
 
 
 class Handler:
-    """A request's function as Starlette takes an application: `Errors` is all the handling of errors there is."""
+    """A request's function as an application: Starlette would wrap it in a handler of errors, and `Errors` is ours."""
 
     def __init__(self, function: Callable[[Request], Awaitable[Response]]) -> None:
         self._function = function
@@ -45,6 +44,17 @@ class Handler:
         """ASGI."""
         response = await self._function(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+class Application(Starlette):
+    """Starlette without its two middlewares for errors, one around ours and one within."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The given middleware around the router, and nothing else."""
+        app: ASGIApp = self.router
+        for middleware in reversed(self.user_middleware):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return app
 
 
 ROUTES: Final = [
@@ -107,14 +117,13 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             keys.watch()
             yield
 
-    app = Starlette(
+    app = Application(
         routes=ROUTES,
         middleware=[
             Middleware(Correlation, log=log),
             Middleware(Errors, dialects=DIALECTS, default=original),
             Middleware(Auth, keys=keys, open_paths=OPEN_PATHS),
         ],
-        exception_handlers={HTTPException: raise_ours},
         lifespan=lifespan,
     )
     # A redirect would name the scheme and host that the client's headers claim.

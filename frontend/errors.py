@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,11 +38,13 @@ class Errors:
         except RequestError as error:
             # Its traceback holds this frame, which holds it: 540 such circles and the collector stops all for 9 ms.
             problem = error.with_traceback(None)
-        except Exception:
-            log.exception("unexpected error", extra={"path": scope["path"]})
-            problem = InternalError("An unexpected error: the log has it under this correlation id.")
-            if scope[FACTS].status is not None:
-                raise
+        except Exception as error:
+            expected = of_starlette(error, scope)
+            if expected is None:
+                log.exception("unexpected error", extra={"path": scope["path"]})
+                if scope[FACTS].status is not None:
+                    raise
+            problem = expected or InternalError("An unexpected error: the log has it under this correlation id.")
         else:
             return
         scope[FACTS].error = problem.code
@@ -54,15 +56,14 @@ class Errors:
         return error_response(error, status, dialect.error_body(error, status, scope["correlation_id"]))
 
 
-async def raise_ours(request: Request, error: Exception) -> Response:
-    """Starlette's own errors (no such path, no such method) as ours, so that `Errors` sees one kind."""
-    assert isinstance(error, HTTPException)
-    match error.status_code:
-        case 404:
-            raise UnknownRoute(f"There is nothing at {request.url.path}.")
-        case 405:
+def of_starlette(error: Exception, scope: Scope) -> RequestError | None:
+    """The router's own errors (no such path, no such method) as ours; None for what is not one of them."""
+    match error:
+        case HTTPException(status_code=404):
+            return UnknownRoute(f"There is nothing at {scope['path']}.")
+        case HTTPException(status_code=405):
             # Starlette's comes from a set, in no order.
             allow = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
-            raise MethodNotAllowed(f"{request.url.path} does not take {request.method}: use {allow}.", allow)
+            return MethodNotAllowed(f"{scope['path']} does not take {scope['method']}: use {allow}.", allow)
         case _:
-            raise error
+            return None
