@@ -46,7 +46,19 @@ class Connection(asyncio.Protocol):
     `number` and `from_ns` as they were given to `send`. Whoever gets BROKEN opens the connection anew, with `open`.
     """
 
-    __slots__ = ("_chunks", "_missing", "_to", "body", "from_ns", "head", "is_busy", "number", "on_answer", "status")
+    __slots__ = (
+        "_chunks",
+        "_missing",
+        "_to",
+        "body",
+        "from_ns",
+        "head",
+        "is_busy",
+        "local_port",
+        "number",
+        "on_answer",
+        "status",
+    )
 
     def __init__(self, on_answer: Callable[[Connection], None]) -> None:
         self.on_answer = on_answer
@@ -59,18 +71,14 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._missing = -1
         self._to: asyncio.Transport | None = None
+        # The client's port, by which the server's process can be found.
+        self.local_port = 0
 
     async def open(self, target: Target) -> None:
         """Connect, for the first time or again. Raises OSError."""
         self._chunks.clear()
         self._missing = -1
         await asyncio.get_running_loop().create_connection(lambda: self, target.host, target.port)
-
-    @property
-    def local_port(self) -> int:
-        """The client's port, by which the server's process can be found."""
-        assert self._to is not None
-        return int(self._to.get_extra_info("sockname")[1])
 
     def send(self, request: bytes, number: int, from_ns: int = 0) -> None:
         """Write a request; its latency counts from `from_ns` (monotonic), else from now."""
@@ -90,6 +98,7 @@ class Connection(asyncio.Protocol):
         """asyncio."""
         # uvloop's transports are no subclasses of asyncio's.
         self._to = cast(asyncio.Transport, transport)
+        self.local_port = int(transport.get_extra_info("sockname")[1])
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the common case is one chunk, or a head with part of its body and then the rest."""
