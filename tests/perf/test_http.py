@@ -11,6 +11,9 @@ from perf.http import BROKEN, Connection, Target, build_request
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 5\r\nx-compute-tokens: 3\r\n\r\nhello"
 
 
+PORT = 4711
+
+
 class Wire:
     """A transport that keeps what is written, and a connection on it that has sent a request."""
 
@@ -21,6 +24,9 @@ class Wire:
         self.connection = Connection(lambda c: self.answers.append((c.status, c.body)))
         self.connection.connection_made(cast(asyncio.BaseTransport, self))
         self.connection.send(b"GET", 0)
+
+    def get_extra_info(self, name: str) -> object:
+        return {"sockname": ("127.0.0.1", PORT)}[name]
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
@@ -98,3 +104,7 @@ def test_a_request_is_whole(texts: list[str], field: object) -> None:
     assert b"Authorization: Bearer secret" in head
     assert f"Content-Length: {len(body)}".encode() in head
     assert orjson.loads(body) == {"inputs": field, "truncate": True}
+
+
+def test_a_connection_knows_its_port() -> None:
+    assert Wire().connection.local_port == PORT
