@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import zmq
+from prometheus_client import CollectorRegistry
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
+from engine.metrics import EngineMetrics
 from engine.runners.onnx import OnnxRunner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
@@ -23,6 +25,7 @@ from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
+from ipc.metrics import counting
 from ipc.settings import Settings, load_settings
 from ipc.slab import Epoch, Slab, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
@@ -43,7 +46,7 @@ def main() -> int:
             raise StartError(
                 f"Another engine holds {run_dir / ENGINE_LOCK}: stop it, or set EMBEDLANE_RUN_DIR to another folder."
             )
-        with lock:
+        with lock, counting(run_dir, "engine"):
             serve(settings, run_dir)
     except StartError as error:
         print(f"embedlane engine: {error}", file=sys.stderr)
@@ -70,6 +73,14 @@ def serve(settings: Settings, run_dir: Path) -> None:
         max_wait=int(settings.max_wait_ms * 1e6),
         queue_items=settings.queue_items,
     )
+    welcome = Welcome(
+        model=bundle.id,
+        fingerprint=bundle.fingerprint,
+        rows=settings.slab_rows,
+        dim=bundle.dim,
+        device=runner.device,
+        precision=runner.precision,
+    )
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
@@ -78,17 +89,11 @@ def serve(settings: Settings, run_dir: Path) -> None:
         slots=Slots(slab.leases, slab.running, share=settings.slab_share),
         max_rows=settings.max_batch_rows,
         model=Model(bundle.vocab_size, bundle.max_tokens),
-        welcome=Welcome(
-            model=bundle.id,
-            fingerprint=bundle.fingerprint,
-            rows=settings.slab_rows,
-            dim=bundle.dim,
-            device=runner.device,
-            precision=runner.precision,
-        ),
+        welcome=welcome,
         epoch=epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
+        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch),
     )
     _stop_on_signals(engine, wake_fd)
     log.info(

@@ -28,6 +28,8 @@ class Batch:
     first: int
     started: int
     compute_ns: int = 0
+    # Tokens that were computed for nothing but the batch's shape.
+    padding: int = 0
     # Which rows hold numbers; None where the run itself failed.
     finite: NDArray[np.bool_] | None = None
 
@@ -92,7 +94,7 @@ class Lanes:
         rows = self._rows[batch.first : batch.first + len(batch.items)]
         began, cpu = time.monotonic_ns(), time.thread_time_ns()
         try:
-            self._runner.run([item.ids for item in batch.items], rows)
+            batch.padding = self._runner.run([item.ids for item in batch.items], rows)
             self.run_cpu_ns += time.thread_time_ns() - cpu
             batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
         except Exception:

@@ -13,6 +13,7 @@ from pathlib import Path
 import zmq
 
 from engine.lanes import Batch, Lanes
+from engine.metrics import EngineMetrics
 from engine.outcomes import NO_ROW, Counters, Outcome, Outcomes
 from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
@@ -58,8 +59,10 @@ class Engine:
         epoch: Epoch,
         run_dir: Path,
         wake_fd: int,
+        metrics: EngineMetrics,
     ) -> None:
         self.counters = Counters()
+        self._metrics = metrics
         self._router = router
         self._scheduler = scheduler
         self._lanes = lanes
@@ -102,6 +105,7 @@ class Engine:
             if time.monotonic_ns() >= self._bury_at:
                 self._bury_at = time.monotonic_ns() + BURY_EVERY_NS
                 self._bury()
+                self._metrics.refresh(self.counters, self._scheduler, self._slots, self._lanes.busy)
         log.info("stopped", extra=asdict(self.counters))
 
     def _is_finished(self) -> bool:
@@ -223,6 +227,7 @@ class Engine:
     def _publish(self) -> None:
         for batch in self._lanes.collect():
             self._reply(self._outcomes.of(batch), batch.compute_ns)
+            self._metrics.note(batch)
 
     def _reply(self, outcomes: Iterable[Outcome], compute_ns: int = 0) -> None:
         """One message to each front end that has a text among the outcomes."""

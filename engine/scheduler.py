@@ -67,6 +67,7 @@ class Queue:
 
     def __init__(self, most: int) -> None:
         self.most = most
+        self.tokens = 0
         self.waiting: OrderedDict[Key, Item] = OrderedDict()
         self.by_length: dict[int, OrderedDict[Key, Item]] = {}
 
@@ -78,11 +79,13 @@ class Queue:
     def add(self, item: Item) -> None:
         """Append a text."""
         self.waiting[item.key] = item
+        self.tokens += len(item.ids)
         self.by_length.setdefault(len(item.ids), OrderedDict())[item.key] = item
 
     def remove(self, item: Item) -> None:
         """Take out a text that waits here."""
         del self.waiting[item.key]
+        self.tokens -= len(item.ids)
         group = self.by_length[len(item.ids)]
         del group[item.key]
         if not group:
@@ -104,6 +107,11 @@ class Scheduler:
 
     def __len__(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues.values())
+
+    def queued(self, priority: Priority) -> tuple[int, int]:
+        """How many texts of a priority wait, and how many tokens they have."""
+        queue = self._queues[priority]
+        return len(queue.waiting), queue.tokens
 
     def add(self, item: Item) -> bool:
         """Queue a text; False where its priority's queue is full."""

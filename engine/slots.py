@@ -56,9 +56,9 @@ class Slots:
         self._leases[held] = FREE
         return int(np.count_nonzero(held))
 
-    def in_use(self) -> int:
-        """Rows that are computing or lent."""
-        return int(np.count_nonzero(self._running) + np.count_nonzero(self._leases))
+    def states(self) -> tuple[int, int]:
+        """How many rows are computing, and how many are lent."""
+        return int(np.count_nonzero(self._running)), int(np.count_nonzero(self._leases))
 
     def over_share(self) -> frozenset[int]:
         """Front ends that hold their share or more: no row goes to them until they let some go."""

@@ -22,6 +22,7 @@ from ipc.bundle import load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
+from ipc.metrics import counting
 from ipc.settings import Settings, load_settings
 
 BACKLOG = 2048
@@ -37,14 +38,19 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging("frontend", settings.log_level)
-        ensure_run_dir(settings.run_path)
-        # The engine hashes the bundle's files; the tokenizer alone is read here.
-        bundle = load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)
-        app = create_app(settings, bundle, load_or_make_key(settings))
-        listener = inherited_socket() or bind(settings)
+        with counting(ensure_run_dir(settings.run_path), "frontend") as process:
+            return serve(settings, process)
     except StartError as error:
         print(f"embedlane front end: {error}", file=sys.stderr)
         return StartError.EXIT_CODE
+
+
+def serve(settings: Settings, process: str) -> int:
+    """Serve until told to stop; gives the exit status. Raises StartError."""
+    # The engine hashes the bundle's files; the tokenizer alone is read here.
+    bundle = load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)
+    app = create_app(settings, bundle, load_or_make_key(settings), process)
+    listener = inherited_socket() or bind(settings)
     config = uvicorn.Config(
         app,
         loop="uvloop",

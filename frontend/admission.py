@@ -23,6 +23,8 @@ class Admission:
 
     def __init__(self, limiter: Limiter, settings: Settings) -> None:
         self._limiter = limiter
+        # Decisions on requests of keys with limits.
+        self.passed = self.refused = 0
         self._is_off = settings.limits_bypass
         limits = settings.limit_rpm, settings.limit_rph, settings.limit_tpm
         self._default = NO_LIMIT if self._is_off else Quota(*limits)
@@ -59,7 +61,9 @@ class Admission:
     def _settle(self, scope: Scope, verdict: Verdict) -> None:
         scope[VERDICT] = verdict
         if verdict.admitted:
+            self.passed += 1
             return
+        self.refused += 1
         if verdict.never_fits:
             raise RateLimited("This request alone is more than the key's limit allows: send less at once.")
         raise RateLimited("The key's limit is used up: try again later.", retry_after=verdict.retry_after)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -13,13 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from frontend import docs, health
+from frontend import docs, health, scrape
 from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
+from frontend.metrics import RequestMetrics, StateMetrics
 from frontend.redis_link import RedisLink
 from frontend.request_log import RequestLog
 from frontend.services import open_embedder
@@ -72,11 +74,13 @@ ROUTES: Final = [
     Route("/ready", Handler(health.ready), methods=["GET"]),
     Route("/readiness", Handler(health.ready), methods=["GET"]),
     Route("/ping", Handler(health.ready), methods=["GET"]),
+    Route("/metrics", Handler(scrape.metrics), methods=["GET"]),
     Route("/openapi.json", Handler(docs.document), methods=["GET"]),
     Route("/docs", Handler(docs.page), methods=["GET"]),
 ]
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/openapi.json", "/docs", "/"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/metrics", "/openapi.json", "/docs", "/"})
+PATHS: Final = frozenset(route.path for route in ROUTES)
 
 DIALECTS: Final[dict[str, Dialect]] = {
     "/v1/embeddings": openai,
@@ -90,12 +94,12 @@ DIALECTS: Final[dict[str, Dialect]] = {
 }
 
 
-def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
+def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "frontend") -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
 
-    `key` is the server's own; those of the key file are followed while it runs. Raises StartError for a tokenizer that
-    cannot be read, also OpenAI's where the settings ask for that, for a Redis URL that is none, and where the run
-    directory is full.
+    `process` is its name in metrics, `key` is the server's own; those of the key file are followed while it runs.
+    Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that, for a Redis
+    URL that is none, and where the run directory is full.
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
@@ -105,6 +109,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     # Here and not in the lifespan: where there is no room for them, the start must end with the status that says so.
     windows = EmbeddedWindows(settings.run_path)
     log = RequestLog()
+    registry = CollectorRegistry()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -113,6 +118,9 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
             ends.callback(tokenizer.close)
             embedder = open_embedder(settings, bundle, tokenizer, cl100k, windows, link)
             app.state.embedder = await ends.enter_async_context(embedder)
+            state = StateMetrics(registry, process, app.state.embedder, link)
+            ends.callback(state.close)
+            state.start()
             ends.callback(keys.close)
             keys.watch()
             yield
@@ -120,13 +128,14 @@ def create_app(settings: Settings, bundle: Bundle, key: str) -> Starlette:
     app = Application(
         routes=ROUTES,
         middleware=[
-            Middleware(Correlation, log=log),
+            Middleware(Correlation, log=log, metrics=RequestMetrics(registry, PATHS)),
             Middleware(Errors, dialects=DIALECTS, default=original),
-            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS),
+            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS - {"/metrics"} if settings.metrics_key else OPEN_PATHS),
         ],
         lifespan=lifespan,
     )
     # A redirect would name the scheme and host that the client's headers claim.
     app.router.redirect_slashes = False
+    app.state.scrape = scrape.Scrape(settings.run_path)
     app.state.documentation = docs.Documentation(settings, bundle)
     return app

@@ -39,6 +39,7 @@ class Breaker:
         self, stall_s: float, is_owed: Callable[[], bool], ask: Callable[[], asyncio.Future[None] | None]
     ) -> None:
         self.state = State.CLOSED
+        self.opened = 0
         self._stall_s = stall_s
         self._is_owed = is_owed
         self._ask = ask
@@ -61,6 +62,8 @@ class Breaker:
 
     def open(self, reason: str) -> None:
         """Refuse requests with this sentence from now on."""
+        if self.state is State.CLOSED:
+            self.opened += 1
         if self.state is State.CLOSED or reason != self._reason:
             log.error("breaker opens", extra={"reason": reason})
         self.state, self._reason = State.OPEN, reason

@@ -118,6 +118,10 @@ class EngineClient:
             if call.missing:
                 self._take_back(call, flights)
 
+    def load(self) -> tuple[int, int]:
+        """How many texts are under way, and how many rows of the slab are lent to this front end."""
+        return len(self._flights), self._link.leases()
+
     def is_under_way(self, key: bytes) -> bool:
         """Whether a text asked for by this key would share a flight."""
         return self._flights.of_key(key) is not None

@@ -1,6 +1,6 @@
 """X-Correlation-ID: taken from the request if it is sane, else made; on every response and log line.
 
-The request's own log line is written here as well, and the limits' headers are added, for nothing is further out.
+The request is also counted and its log line written here, and the limits' headers are added: nothing is further out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.admission import VERDICT
 from frontend.limits.quota import Verdict
+from frontend.metrics import RequestMetrics
 from frontend.request_log import FACTS, Facts, RequestLog
 from ipc.log import correlation_id
 
@@ -29,9 +30,10 @@ _numbers = itertools.count()
 class Correlation:
     """Puts the id into `scope["correlation_id"]` and the log context, and adds the response header."""
 
-    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, log: RequestLog, metrics: RequestMetrics) -> None:
         self._app = app
         self._log = log
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -54,6 +56,7 @@ class Correlation:
             await self._app(scope, receive, send_with_id)
         finally:
             self._log.note(scope, facts)
+            self._metrics.note(scope, facts)
 
 
 def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:

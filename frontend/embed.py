@@ -90,7 +90,7 @@ class Embedder:
         self.bundle = bundle
         self.client = client
         self.admission = admission
-        self._cache = cache
+        self.cache = cache
         self._engine = cache or client
         self._tokenizer = tokenizer
         self._cl100k = cl100k
@@ -184,7 +184,7 @@ class Embedder:
             await self.admission.charge(request.scope, terms.quota, total)
         facts: Facts = request.scope[FACTS]
         # Before the engine is asked: the line of a request that fails tells what it was charged for.
-        facts.texts, facts.tokens = len(tokens.texts), total
+        facts.texts, facts.tokens, facts.tokenize_ns = len(tokens.texts), total, tokenized - terms.began
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
@@ -195,7 +195,7 @@ class Embedder:
                 raise ClientDisconnect from None
             raise
         facts.wait_ns, facts.compute_ns = call.wait_ns, call.compute_ns
-        if self._cache is not None:
+        if self.cache is not None:
             facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"
         return Embedded(
             call=call,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
@@ -64,6 +65,10 @@ class Link:
         if self._slab is None:
             return set()
         return set(self._slab.running[self._slab.running != FREE].tolist())
+
+    def leases(self) -> int:
+        """Rows that are lent to this connection's identity."""
+        return 0 if self._slab is None else int(np.count_nonzero(self._slab.leases == self._identity.id))
 
     def attach(self, engine: Welcome, epoch: Epoch) -> None:
         """Map the slab that a WELCOME announces. Raises what `Slab.attach` raises."""

@@ -272,6 +272,7 @@ OPERATIONS: Final = (
         other={503: answers.NotReady},
         also=("/readiness", "/ping"),
     ),
+    Operation("GET", "/metrics", "What all processes count, for Prometheus", SERVER, OPEN, media=("text/plain",)),
     Operation("GET", "/openapi.json", "This interface as an OpenAPI document", SERVER, OPEN, answer=dict[str, Any]),
     Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, also=("/",), media=("text/html",)),
 )

@@ -47,6 +47,8 @@ class RedisLink:
         self._retry_at = self._silent_until = 0.0
         self.is_up = True
         self.failures = 0
+        # Calls that the caller did without: those that failed, and those not tried while Redis is away.
+        self.fallbacks = 0
 
     async def close(self) -> None:
         """Close all connections."""
@@ -55,6 +57,7 @@ class RedisLink:
     async def call(self, work: Callable[[Redis], Awaitable[T]]) -> T | None:
         """What `work` gives (let it not be None), or None while Redis is away: the caller does without it."""
         if not self.is_up and not self._may_try():
+            self.fallbacks += 1
             return None
         result = None
         try:
@@ -80,6 +83,7 @@ class RedisLink:
 
     def _note_failure(self, error: Exception) -> None:
         self.failures += 1
+        self.fallbacks += 1
         if self.is_up:
             self.is_up = False
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -87,6 +91,7 @@ class RedisLink:
 
     def _note_refusal(self, error: ResponseError) -> None:
         self.failures += 1
+        self.fallbacks += 1
         now = time.monotonic()
         if now >= self._silent_until:
             self._silent_until = now + REFUSAL_LOG_SECONDS

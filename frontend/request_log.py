@@ -37,6 +37,7 @@ class Facts:
     status: int | None = None
     texts: int = 0
     tokens: int = 0
+    tokenize_ns: int = 0
     wait_ns: int = 0
     compute_ns: int = 0
     cache: str | None = None

@@ -88,8 +88,13 @@ def frontend_lock(run_dir: Path, frontend: int) -> Path:
 
 def frontend_lives(run_dir: Path, frontend: int) -> bool:
     """Whether a process holds this front end's lock."""
+    return is_held(frontend_lock(run_dir, frontend))
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on this file; nobody does where there is none."""
     try:
-        descriptor = os.open(frontend_lock(run_dir, frontend), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

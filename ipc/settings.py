@@ -61,6 +61,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=1 << 40, description="tokens a minute of a key without limits of its own; 0: no limit")
     ] = 0
     limits_bypass: Annotated[bool, Meta(description="limit nobody, for load tests")] = False
+    metrics_key: Annotated[bool, Meta(description="`/metrics` asks for a key, as all that costs something does")] = (
+        False
+    )
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),

@@ -38,8 +38,9 @@ class NullRunner:
         unit = np.random.default_rng(1).normal(size=rows.shape[1])
         rows[:] = unit / np.linalg.norm(unit)
 
-    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
         """Nothing."""
+        return 0
 
 
 class Echo:

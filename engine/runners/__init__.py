@@ -22,5 +22,8 @@ class Runner(Protocol):
     def warm_up(self, rows: Rows) -> None:
         """Run what must not be slow later, with `rows` (float32 [n, dim]) as scratch."""
 
-    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
-        """Write the vector of texts[i] (int32 [length], all of one length) into rows[i], float32 [n, dim]."""
+    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
+        """Write the vector of texts[i] (int32 [length], all of one length) into rows[i], float32 [n, dim].
+
+        Gives the number of tokens that were computed besides those of the texts, to fill up a shape.
+        """

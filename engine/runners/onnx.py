@@ -41,7 +41,7 @@ class OnnxRunner:
             for count in (len(rows), 1):
                 self.run([np.zeros(min(length, self._max_tokens), np.int32)] * count, rows[:count])
 
-    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
         """Bind the output to `rows` itself: ONNX Runtime writes into the slab, and nothing is copied after it."""
         if rows.shape[0] != len(texts) or not rows.flags.c_contiguous:
             raise ValueError(f"rows of shape {rows.shape} cannot take {len(texts)} vectors in one extent")
@@ -50,6 +50,7 @@ class OnnxRunner:
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_output("embeddings", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
         self._session.run_with_iobinding(binding)
+        return 0
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

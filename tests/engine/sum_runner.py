@@ -36,7 +36,7 @@ class SumRunner:
     def warm_up(self, rows: Rows) -> None:
         rows[:] = 0
 
-    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
         self.started.release()
         assert self.gate.wait(PATIENCE_SECONDS)
         self.batches.append(len(texts))
@@ -46,6 +46,7 @@ class SumRunner:
             row[:] = (len(text), text.sum())
             if NOT_A_NUMBER in text:
                 row[0] = np.nan
+        return 0
 
     def wait_started(self) -> None:
         assert self.started.acquire(timeout=PATIENCE_SECONDS)

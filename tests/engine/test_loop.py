@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from prometheus_client import CollectorRegistry
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
+from engine.metrics import EngineMetrics
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from engine.twins import Twins
@@ -103,6 +105,7 @@ class Running:
             epoch=EPOCH,
             run_dir=run_dir,
             wake_fd=self.wake_fd,
+            metrics=EngineMetrics(CollectorRegistry(), WELCOME, EPOCH),
         )
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()

@@ -68,7 +68,7 @@ def test_a_text_gets_its_row_or_hears_that_it_failed(bench: Bench) -> None:
         bad.key: (NO_ROW, Status.FAILED, 0),
     }
     assert bench.leases.tolist() == [1, 0, 0, 0, 0, 0]
-    assert bench.slots.in_use() == 1
+    assert sum(bench.slots.states()) == 1
     assert (bench.counters.items, bench.counters.batches, bench.counters.failed) == (2, 1, 1)
 
 
@@ -92,7 +92,7 @@ def test_the_twins_of_the_dead_and_of_the_cancelled_are_served(bench: Bench) -> 
     outcomes = bench.end(batch, True)
     assert outcomes.keys() == {twin.key}
     assert bench.leases[outcomes[twin.key][0]] == 2
-    assert bench.slots.in_use() == 1
+    assert sum(bench.slots.states()) == 1
 
 
 def test_a_twin_that_finds_no_row_waits_as_any_other_text(bench: Bench) -> None:

@@ -65,7 +65,7 @@ def test_what_is_found_and_not_used_stays_free() -> None:
     table, _ = slots()
     assert table.find(16) == 0
     table.compute(0, [7, 8, 9])
-    assert table.in_use() == 3
+    assert sum(table.states()) == 3
     assert table.find(ROWS - 3) == 3
 
 
@@ -201,7 +201,7 @@ class Life(RuleBasedStateMachine):
         assert self.slab.leases.tolist() == expected
         running = [SEQUENCE + row if row in self.computing else FREE for row in range(ROWS)]
         assert self.slab.running.tolist() == running
-        assert self.table.in_use() == len(self.lent) + len(self.computing)
+        assert sum(self.table.states()) == len(self.lent) + len(self.computing)
 
     @invariant()
     def shares_are_told(self) -> None:

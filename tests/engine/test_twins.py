@@ -294,7 +294,9 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def rows_are_accounted_for(self) -> None:
-        assert self.slots.in_use() == np.count_nonzero(self.leases) + sum(len(batch.items) for batch in self.running)
+        assert sum(self.slots.states()) == np.count_nonzero(self.leases) + sum(
+            len(batch.items) for batch in self.running
+        )
 
     @precondition(lambda self: len(self.waiting) > LIMITS.queue_items)
     @rule()

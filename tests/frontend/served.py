@@ -14,14 +14,17 @@ from typing import Any
 import httpx
 import msgspec
 import zmq
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Scope
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
+from engine.metrics import EngineMetrics
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from frontend.app import create_app
+from frontend.metrics import RequestMetrics
 from ipc.bundle import Bundle
 from ipc.messages import Ids, Welcome
 from ipc.settings import Settings
@@ -62,9 +65,10 @@ class DrawnRunner:
     def warm_up(self, rows: Rows) -> None:
         rows[:] = 0
 
-    def run(self, texts: Sequence[Ids], rows: Rows) -> None:
+    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
         for text, row in zip(texts, rows, strict=True):
             row[:] = self._length * vector(text, rows.shape[1])
+        return 0
 
 
 @contextmanager
@@ -75,6 +79,7 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     lanes = Lanes(DrawnRunner(length), slab.rows, lambda: os.eventfd_write(wake_fd, 1))
     context: Context = zmq.Context()
+    welcome = Welcome(bundle.id, bundle.fingerprint, SLAB_ROWS, bundle.dim, "cpu", "fp32")
     engine = Engine(
         router=bind_engine(context, run_dir),
         scheduler=Scheduler(Limits(rows=BATCH_ROWS, tokens=1 << 20, max_wait=1_000_000, queue_items=1000)),
@@ -82,10 +87,11 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
         slots=Slots(slab.leases, slab.running, share=SLAB_ROWS // 2),
         max_rows=BATCH_ROWS,
         model=Model(bundle.vocab_size, bundle.max_tokens),
-        welcome=Welcome(bundle.id, bundle.fingerprint, SLAB_ROWS, bundle.dim, "cpu", "fp32"),
+        welcome=welcome,
         epoch=epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
+        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch),
     )
     thread = threading.Thread(target=engine.run)
     thread.start()
@@ -97,6 +103,11 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
     context.destroy(linger=None)
     os.close(wake_fd)
     assert not slab.leases.any(), "every row that was lent came back"
+
+
+def new_metrics() -> RequestMetrics:
+    """For requests that a test does not count."""
+    return RequestMetrics(CollectorRegistry(), frozenset())
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from frontend.correlation import Correlation
 from frontend.request_log import RequestLog
 from ipc.log import correlation_id
-from tests.frontend.served import Wire, post_scope
+from tests.frontend.served import Wire, new_metrics, post_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ async def ask(headers: dict[str, str]) -> tuple[str, str | None, str]:
         seen.extend((scope["correlation_id"], correlation_id.get()))
         await Response("ok", headers={"x-other": "kept"})(scope, receive, send)
 
-    start, _ = await Wire().ask(Correlation(app, RequestLog()), post_scope(headers=headers))
+    start, _ = await Wire().ask(Correlation(app, RequestLog(), new_metrics()), post_scope(headers=headers))
     sent = dict(start["headers"])
     assert sent[b"x-other"] == b"kept"
     assert seen[0] is not None

@@ -14,7 +14,7 @@ from frontend.errors import Errors
 from frontend.request_log import RequestLog
 from frontend.responses import STATUS
 from ipc.errors import InputTooLong, MethodNotAllowed, RequestError
-from tests.frontend.served import Wire, post_scope
+from tests.frontend.served import Wire, new_metrics, post_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,7 @@ async def answer(error: BaseException, path: str, *, begins: bool = False) -> ht
             await send(START)
         raise error
 
-    wrapped = Correlation(Errors(app, dialects=DIALECTS, default=original), RequestLog())
+    wrapped = Correlation(Errors(app, dialects=DIALECTS, default=original), RequestLog(), new_metrics())
     sent = await Wire().ask(wrapped, post_scope(path, {"x-request-id": "mine"}))
     if not sent:
         return None

@@ -17,7 +17,7 @@ from frontend.correlation import Correlation
 from frontend.keys import Key
 from frontend.request_log import FACTS, MOST_PATH, NAME, RequestLog
 from tests.frontend.peer import eventually
-from tests.frontend.served import Wire, post_scope
+from tests.frontend.served import Wire, new_metrics, post_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def one_line(
             await send({"type": "http.response.start", "status": status, "headers": []})
 
     log = RequestLog()
-    await Wire().ask(Correlation(app, log), post_scope(path, {"x-request-id": "mine"}))
+    await Wire().ask(Correlation(app, log, new_metrics()), post_scope(path, {"x-request-id": "mine"}))
     assert capsys.readouterr().err == "", "lines are written together, later"
     log.close()
     (line,) = lines(capsys.readouterr().err)
@@ -104,7 +104,7 @@ async def test_lines_are_written_by_themselves_soon(
         return len(lines(written)) == 2
 
     for _ in range(2):
-        await Wire().ask(Correlation(app, log), post_scope())
+        await Wire().ask(Correlation(app, log, new_metrics()), post_scope())
     await eventually(has_come)
 
 
@@ -117,7 +117,7 @@ async def test_no_write_is_more_than_a_pipe_takes_whole(monkeypatch: pytest.Monk
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     for number in range(50):
-        await Wire().ask(Correlation(app, log), post_scope("/" + "é" * number))
+        await Wire().ask(Correlation(app, log, new_metrics()), post_scope("/" + "é" * number))
     log.close()
     assert all(0 < len(some.encode()) <= select.PIPE_BUF and some.endswith("\n") for some in writes)
     assert len(writes) < 10, "lines go together"
@@ -131,6 +131,6 @@ async def test_above_info_nothing_is_written(capsys: pytest.CaptureFixture[str])
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    await Wire().ask(Correlation(app, log), post_scope())
+    await Wire().ask(Correlation(app, log, new_metrics()), post_scope())
     log.close()
     assert lines(capsys.readouterr().err) == []

@@ -16,9 +16,9 @@ if sys.orig_argv[1:] == ["-m", "engine"]:
     deadly = int(os.environ["DEADLY_ID"])
     run = OnnxRunner.run
 
-    def run_or_die(self: OnnxRunner, texts: Sequence[Ids], rows: Rows) -> None:
+    def run_or_die(self: OnnxRunner, texts: Sequence[Ids], rows: Rows) -> int:
         if any(deadly in ids for ids in texts):
             os.kill(os.getpid(), signal.SIGKILL)
-        run(self, texts, rows)
+        return run(self, texts, rows)
 
     OnnxRunner.run = run_or_die  # type: ignore[method-assign]
