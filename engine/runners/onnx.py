@@ -6,6 +6,7 @@ Session options and lanes: measured in docs/decisions/0003-lanes-of-one-thread.m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,15 +25,19 @@ WARM_UP_LENGTHS = (16, 128)
 
 
 class OnnxRunner:
-    """One session; `run` may be called from `lanes` threads at once."""
+    """One session; `run` may be called from `lanes` threads at once.
 
-    precision = "fp32"
+    Raises StartError where the device is not to be had, or the bundle lacks the precision.
+    """
 
-    def __init__(self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int) -> None:
+    def __init__(
+        self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int, precision: str = "auto"
+    ) -> None:
         self.device: str = choose_device(device)
+        self.precision = choose_precision(precision, self.device, bundle)
         self.lanes = lanes or (cores() if self.device == "cpu" else 1)
         self._max_tokens = bundle.max_tokens
-        self._session = _open_session(bundle, self.device)
+        self._session = _open_session(bundle.graph(self.precision), self.device)
 
     def warm_up(self, rows: Rows) -> None:
         """Run the longest text first, so that the arena is grown once and not in steps; then full batches."""
@@ -65,7 +70,14 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cud
     return wanted
 
 
-def _open_session(bundle: Bundle, device: str) -> ort.InferenceSession:
+def choose_precision(wanted: str, device: str, bundle: Bundle) -> str:
+    """Resolve "auto": fp16 is for CUDA, and int8 loses too much to be chosen for anybody."""
+    if wanted == "auto":
+        return "fp16" if device == "cuda" and "fp16" in bundle.precisions else "fp32"
+    return wanted
+
+
+def _open_session(graph: Path, device: str) -> ort.InferenceSession:
     provider = PROVIDERS[device]
     if device == "cuda":
         ort.preload_dlls()
@@ -80,14 +92,14 @@ def _open_session(bundle: Bundle, device: str) -> ort.InferenceSession:
     options.log_severity_level = 3
     try:
         session = ort.InferenceSession(
-            bundle.graph("fp32"),
+            graph,
             options,
             providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
             # Without this a provider that cannot be made is replaced by the CPU's, and nobody is told.
             enable_fallback=0,
         )
     except Exception as error:
-        raise StartError(f"ONNX Runtime cannot load {bundle.folder} on {device}: {error}") from error
+        raise StartError(f"ONNX Runtime cannot load {graph} on {device}: {error}") from error
     if session.get_providers()[0] != provider:
         raise StartError(
             f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}: check the driver and the "
