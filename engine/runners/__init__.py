@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ipc.bundle import Bundle
 from ipc.errors import StartError
@@ -28,6 +28,14 @@ class Runner(Protocol):
 
     def run(self, texts: Sequence[Ids], rows: Rows) -> None:
         """Write the vector of texts[i] (int32 [length], all of one length) into rows[i], float32 [n, dim]."""
+
+
+@runtime_checkable
+class WideRunner(Runner, Protocol):
+    """A runner that is faster when it has every core of the machine to itself."""
+
+    def run_alone(self, texts: Sequence[Ids], rows: Rows) -> None:
+        """As `run`, to the bit; called where no other batch runs and no text waits."""
 
 
 def open_runner(settings: Settings, bundle: Bundle) -> Runner:
