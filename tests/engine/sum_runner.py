@@ -50,3 +50,14 @@ class SumRunner:
 
     def wait_started(self) -> None:
         assert self.started.acquire(timeout=PATIENCE_SECONDS)
+
+
+@dataclass
+class WideSumRunner(SumRunner):
+    """The same with a wide run, which notes the thread it ran in."""
+
+    alone: list[str] = field(default_factory=list)
+
+    def run_alone(self, texts: Sequence[Ids], rows: Rows) -> int:
+        self.alone.append(threading.current_thread().name)
+        return self.run(texts, rows)
