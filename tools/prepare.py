@@ -141,7 +141,7 @@ def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
     """Write a whole bundle into `folder`."""
     # Here and not above: see the note at the imports.
     from tools.checkpoint import read_checkpoint  # noqa: PLC0415
-    from tools.graph import build_graph  # noqa: PLC0415
+    from tools.graphs.encoder import build_graph  # noqa: PLC0415
 
     try:
         from tools.verify import verify  # noqa: PLC0415
