@@ -1,4 +1,4 @@
-"""The layout for the CPU: all texts of a batch have the same length, in float32.
+"""The layout for the CPU: all texts of a batch have the same length.
 
     input_ids int32 [batch, length]  →  embeddings float32 [batch, dim]
 
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from tools.checkpoint import Checkpoint, Weights
 from tools.families import BertConfig
+from tools.graphs.int8 import Int8Nodes
 from tools.graphs.nodes import MICROSOFT, Nodes, tensor
 
 # Below this length a vector is left short instead of being blown up; the same limit as PyTorch's `normalize`.
@@ -22,8 +23,8 @@ SHORTEST = 1e-12
 class Dense:
     """States are [batch, length, hidden]."""
 
-    def __init__(self) -> None:
-        self.nodes = Nodes()
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
         self.inputs = [tensor("input_ids", np.int32, "batch", "length")]
         self.texts = "batch"
 
@@ -52,22 +53,19 @@ class Dense:
         return self.nodes.add("Shape", "input_ids", start=1, end=2)
 
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
-        """One operator that projects to queries, keys and values, and attends.
+        """One operator that projects to queries, keys and values, and attends; four in int8 or with a bias.
 
-        Not so with a bias for the scores: the int8 form of that operator has none, and quantization would lose it.
+        It does not take int8 weights with a scale for each token, and its own int8 form has no input for the bias.
         """
         parts = [f"{prefix}{part}" for part in ("query", "key", "value")]
         matrices = [weights[f"{part}.weight"].T for part in parts]
         biases = self.nodes.weight(f"{prefix}qkv.bias", np.concatenate([weights[f"{part}.bias"] for part in parts]))
-        if not bias:
-            qkv = self.nodes.weight(f"{prefix}qkv", np.concatenate(matrices, axis=1))
-            return self.nodes.add("Attention", states, qkv, biases, domain=MICROSOFT, num_heads=heads)
-        products = [
-            self.nodes.add("MatMul", states, self.nodes.weight(part, matrix))
-            for part, matrix in zip(parts, matrices, strict=True)
-        ]
-        no_mask = ""
-        return self.nodes.add("MultiHeadAttention", *products, biases, no_mask, bias, domain=MICROSOFT, num_heads=heads)
+        if bias or isinstance(self.nodes, Int8Nodes):
+            products = [self.nodes.product(states, part, matrix) for part, matrix in zip(parts, matrices, strict=True)]
+            inputs = (*products, biases, "", bias)  # no mask
+            return self.nodes.add("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads)
+        qkv = self.nodes.weight(f"{prefix}qkv", np.concatenate(matrices, axis=1))
+        return self.nodes.add("Attention", states, qkv, biases, domain=MICROSOFT, num_heads=heads)
 
     def pool(self, states: str, checkpoint: Checkpoint) -> None:
         """Vectors [batch, 1, hidden] until the last node, so that products have one row."""

@@ -4,17 +4,24 @@ The encoder is here, once: embeddings, then layers of attention and feed-forward
 so embedding, attention and pooling, is a layout's part: `dense` for the CPU, `packed` for CUDA.
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
-from ipc.bundle import LayoutName
+from ipc.bundle import GRAPHS, Precision
+from ipc.errors import StartError
 from tools.checkpoint import Checkpoint, Weights
 from tools.families import GELU_ERF, RELATIVE_BIAS, BertConfig, relative_bucket
 from tools.graphs.dense import Dense
+from tools.graphs.int8 import Int8Nodes
 from tools.graphs.nodes import MICROSOFT, Nodes, tensor
 from tools.graphs.packed import Packed
+
+# Protobuf's limit for one file.
+MAX_BYTES = 2**31 - 1
 
 
 class Layout(Protocol):
@@ -40,14 +47,17 @@ class Layout(Protocol):
         """End with a node that gives each text's vector, float32 [texts, hidden], normalized if the model says so."""
 
 
-def build_graph(checkpoint: Checkpoint, layout: LayoutName = "dense") -> ModelProto:
-    """The whole model, from token ids to pooled and (if the model says so) normalized vectors.
+def build_graph(checkpoint: Checkpoint, precision: Precision = "fp32") -> ModelProto:
+    """The whole model, from token ids to pooled and (if the model says so) normalized float32 vectors.
 
-    "dense" is in float32; "packed" computes in float16 and gives float32. Raises StartError for weights that float16
-    cannot hold.
+    Raises StartError for weights that float16 cannot hold.
     """
-    place: Layout = Dense() if layout == "dense" else Packed()
-    config = checkpoint.config
+    places: dict[Precision, Callable[[], Layout]] = {
+        "fp32": lambda: Dense(Nodes()),
+        "int8": lambda: Dense(Int8Nodes()),
+        "fp16": Packed,
+    }
+    place, config = places[precision](), checkpoint.config
     weights = place.prepare(checkpoint.weights, config)
     states = _embed(place, config, weights)
     bias = _relative_bias(place, config, weights) if config.relative_buckets else ""
@@ -60,6 +70,14 @@ def build_graph(checkpoint: Checkpoint, layout: LayoutName = "dense") -> ModelPr
         states = _add_and_norm(place.nodes, config, weights, f"{prefix}output.", product, states)
     place.pool(states, checkpoint)
     return place.nodes.model(place.inputs, tensor("embeddings", np.float32, place.texts, config.hidden_size))
+
+
+def write_graph(checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
+    """Write the graph under its name into `folder`. Raises StartError if it cannot be had."""
+    model = build_graph(checkpoint, precision)
+    if model.ByteSize() > MAX_BYTES:
+        raise StartError(f"The model has more than 2 GB of {precision} weights, which one ONNX file cannot hold.")
+    (folder / GRAPHS[precision]).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _embed(place: Layout, config: BertConfig, weights: Weights) -> str:
@@ -104,7 +122,7 @@ def _feed_forward(nodes: Nodes, config: BertConfig, weights: Weights, prefix: st
 
 def _multiply(nodes: Nodes, weights: Weights, name: str, states: str) -> str:
     """A linear layer without its bias, which the operator after it adds."""
-    return nodes.add("MatMul", states, nodes.weight(name, weights[f"{name}.weight"].T))
+    return nodes.product(states, name, weights[f"{name}.weight"].T)
 
 
 def _add_and_norm(nodes: Nodes, config: BertConfig, weights: Weights, prefix: str, product: str, residual: str) -> str:

@@ -53,6 +53,10 @@ class Nodes:
             )
         return self.constant(name, value.astype(self.precision, copy=False))
 
+    def product(self, states: str, name: str, matrix: NDArray[np.float32]) -> str:
+        """states [..., in] · matrix [in, out]; the matrix is a part of the model called `name`."""
+        return self.add("MatMul", states, self.weight(name, matrix))
+
     def cast(self, value: str, kind: DTypeLike) -> str:
         """Convert a tensor to another type."""
         return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))

@@ -78,7 +78,7 @@ class Packed:
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
         """Three products and the attention; see `prepare` for the biases."""
         query, key, value = (
-            self.nodes.add("MatMul", states, self.nodes.weight(f"{prefix}{part}", weights[f"{prefix}{part}.weight"].T))
+            self.nodes.product(states, f"{prefix}{part}", weights[f"{prefix}{part}.weight"].T)
             for part in ("query", "key", "value")
         )
         query = self.nodes.add("Add", query, self.nodes.weight(f"{prefix}bias", weights[f"{prefix}query.bias"]))

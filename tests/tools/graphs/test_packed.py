@@ -60,7 +60,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def test_the_interface(make_model: MakeModel, kind: str) -> None:
-    model = build_graph(read_checkpoint(make_model(model_type=kind)), "packed")
+    model = build_graph(read_checkpoint(make_model(model_type=kind)), "fp16")
     onnx.checker.check_model(model)
     described = [(i.name, i.type.tensor_type.elem_type, shape(i)) for i in (*model.graph.input, *model.graph.output)]
     assert described == [
@@ -80,7 +80,7 @@ def shape(value: onnx.ValueInfoProto) -> list[str | int]:
 def test_the_operators_are_those_of_onnx_runtime(make_model: MakeModel, kind: str, pooling: str) -> None:
     """Names, numbers of inputs and attributes are held against the schemas of the ONNX Runtime that is installed."""
     schemas = {(s.domain, s.name): s for s in get_all_operator_schema()}
-    model = build_graph(read_checkpoint(make_model(model_type=kind, pooling=pooling)), "packed")
+    model = build_graph(read_checkpoint(make_model(model_type=kind, pooling=pooling)), "fp16")
     assert {node.op_type for node in model.graph.node} <= ALLOWED
     for node in model.graph.node:
         if node.domain:
@@ -99,7 +99,7 @@ def test_the_operators_are_those_of_onnx_runtime(make_model: MakeModel, kind: st
 
 def test_states_are_half_precision_and_types_fit(make_model: MakeModel, kind: str) -> None:
     checkpoint = read_checkpoint(make_model(model_type=kind))
-    model = build_graph(checkpoint, "packed")
+    model = build_graph(checkpoint, "fp16")
     floats = [t for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)]
     assert [t.name for t in floats if t.data_type == TensorProto.FLOAT] == ["shortest"]
     # ONNX Runtime refuses a graph where float16 meets float32. Only the CPU provider is here, which lacks the packed
@@ -116,7 +116,7 @@ def test_vectors_are_those_of_the_dense_graph(make_model: MakeModel, kind: str, 
     checkpoint = read_checkpoint(make_model(model_type=kind, pooling=pooling, normalize=normalize))
     texts = random_texts(checkpoint)
     expected = one_by_one(checkpoint, texts)
-    rows = session(emulate(build_graph(checkpoint, "packed"))).run(None, pack(texts))[0]
+    rows = session(emulate(build_graph(checkpoint, "fp16"))).run(None, pack(texts))[0]
     assert rows.dtype == np.float32
     assert cosines(rows, expected).min() > 1 - 3e-6
     np.testing.assert_allclose(
@@ -127,7 +127,7 @@ def test_vectors_are_those_of_the_dense_graph(make_model: MakeModel, kind: str, 
 def test_order_and_company_change_next_to_nothing(make_model: MakeModel, kind: str) -> None:
     checkpoint = read_checkpoint(make_model(model_type=kind))
     texts = random_texts(checkpoint)
-    emulated = session(emulate(build_graph(checkpoint, "packed")))
+    emulated = session(emulate(build_graph(checkpoint, "fp16")))
     alone = np.concatenate([emulated.run(None, pack([ids]))[0] for ids in texts])
     backwards = emulated.run(None, pack(texts[::-1]))[0][::-1]
     assert cosines(alone, backwards).min() > 1 - 1e-6
@@ -137,7 +137,7 @@ def test_a_wrong_input_shows(make_model: MakeModel, kind: str) -> None:
     """That the tests above see what they are to see: each input has a part in every family's vectors."""
     checkpoint = read_checkpoint(make_model(model_type=kind))
     texts = random_texts(checkpoint)
-    emulated = session(emulate(build_graph(checkpoint, "packed")))
+    emulated = session(emulate(build_graph(checkpoint, "fp16")))
     batch = pack(texts)
     right = emulated.run(None, batch)[0]
     for name in ("input_ids", "position_ids", "cu_seqlens"):
@@ -161,10 +161,10 @@ def test_weights_that_float16_cannot_hold_are_refused(make_model: MakeModel) -> 
     checkpoint = read_checkpoint(make_model())
     name = "encoder.layer.1.output.dense.weight"
     checkpoint.weights[name][0, 0] = 65504
-    build_graph(checkpoint, "packed")
+    build_graph(checkpoint, "fp16")
     checkpoint.weights[name][0, 0] = -70000
     with pytest.raises(StartError, match=r"float16: encoder.layer.1.output.dense holds 70000, .* 65504; use fp32"):
-        build_graph(checkpoint, "packed")
+        build_graph(checkpoint, "fp16")
     build_graph(checkpoint)
 
 
@@ -175,5 +175,5 @@ def test_states_that_float16_cannot_hold_are_infinite(make_model: MakeModel) -> 
     checkpoint.weights["encoder.layer.1.output.dense.weight"][:] = 60000
     texts = random_texts(checkpoint)
     assert np.isfinite(one_by_one(checkpoint, texts)).all()
-    rows = session(emulate(build_graph(checkpoint, "packed"))).run(None, pack(texts))[0]
+    rows = session(emulate(build_graph(checkpoint, "fp16"))).run(None, pack(texts))[0]
     assert not np.isfinite(rows).all()
