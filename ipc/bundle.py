@@ -1,9 +1,11 @@
 """The model bundle: the folder that tools.prepare writes and that engine and front ends read.
 
     <bundle>/
-        bundle.json       the manifest below: what the model is, and the sha256 of every other file
-        tokenizer.json    for the `tokenizers` library, with no truncation or padding stored in it
-        model.fp32.onnx   int32 input_ids [batch, length] → float32 embeddings [batch, dim]
+        bundle.json              the manifest below: what the model is, and the sha256 of every other file
+        tokenizer.json           for the `tokenizers` library, with no truncation or padding stored in it
+        model.fp32.onnx          int32 input_ids [batch, length] → float32 embeddings [batch, dim]
+        model.int8.onnx          the same with int8 weights, if asked for
+        model.fp16.packed.onnx   for CUDA, if asked for: texts without padding, see tools/graphs/packed.py
 
 A bundle appears in one rename and is never changed afterwards: a folder with a bundle.json is whole.
 """
@@ -19,11 +21,22 @@ from ipc.errors import StartError
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
+Precision = Literal["fp32", "int8", "fp16"]
+Layout = Literal["dense", "packed"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # A bundle may come from a stranger: no name in it may lead out of its folder.
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+
+
+# Of each precision: how its graph takes texts (tools/graphs/dense.py and packed.py), and the name of its file.
+LAYOUTS: dict[Precision, Layout] = {"fp32": "dense", "int8": "dense", "fp16": "packed"}
+GRAPHS: dict[Precision, FileName] = {
+    "fp32": "model.fp32.onnx",
+    "int8": "model.int8.onnx",
+    "fp16": "model.fp16.packed.onnx",
+}
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,13 +57,28 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_cosine: float
 
 
+class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a precision costs against fp32, measured over `texts` texts when the bundle was made.
+
+    `min_cosine` and `mean_cosine` are between a text's two vectors; `rank_correlation` is Spearman's, of the
+    similarities of all pairs of texts. `method` tells how the vectors were computed.
+    """
+
+    method: str
+    texts: Count
+    min_cosine: float
+    mean_cosine: float
+    rank_correlation: float
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The content of bundle.json.
 
     `revision` is a hub commit, or "sha256:" and the hash of the weights. `max_tokens` counts the special tokens.
     `normalize` tells whether vectors have length 1; pooling and normalization are inside the graph.
-    `precisions` maps a precision ("fp32") to the name of its graph. `prompts` are put before a text by their names, and
-    the one that `default_prompt_name` names where the client names none; bundles made before there were any lack both.
+    `precisions` maps a precision ("fp32") to the name of its graph, `layouts` to how that takes texts (dense, if it is
+    not named) and `losses` to what it costs; `parity` is fp32's. `prompts` are put before a text by their names, and
+    the one that `default_prompt_name` names where the client names none. Bundles made before there were any lack these.
     """
 
     format: Literal[1] = 1
@@ -65,6 +93,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[FileName, FileRecord]
     precisions: dict[str, FileName]
     parity: Parity
+    layouts: dict[str, Layout] = {}
+    losses: dict[str, Loss] = {}
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
 
@@ -85,18 +115,27 @@ class Bundle(Manifest, frozen=True, kw_only=True):
         if precision not in self.precisions:
             raise StartError(
                 f"The bundle {self.folder} has no {precision} graph; choose one of: "
-                f"{', '.join(sorted(self.precisions))}."
+                f"{', '.join(sorted(self.precisions))}, or add it with `python -m tools.prepare MODEL --precision`."
             )
         return self.path(self.precisions[precision])
 
+    def layout(self, precision: str) -> Layout:
+        """How the graph of `precision` takes its texts."""
+        return self.layouts.get(precision, "dense")
+
     @property
     def fingerprint(self) -> str:
-        """Hex sha256 over everything that vectors depend on: two bundles that share it are interchangeable.
+        """The fingerprint of the fp32 graph."""
+        return self.fingerprint_of("fp32")
 
-        The id, the revision and the measured parity are left out: they name or describe, and change no vector. So are
-        prompts: they change which ids a text has, not what vector ids have.
+    def fingerprint_of(self, precision: str) -> str:
+        """Hex sha256 over everything that this precision's vectors depend on: two that share it are interchangeable.
+
+        The id, the revision and what was measured are left out: they name or describe, and change no vector. So are
+        prompts: they change which ids a text has, not what vector ids have. Raises StartError if there is no graph.
         """
-        parts = [f"{name} {record.sha256}" for name, record in sorted(self.files.items())]
+        used = sorted((TOKENIZER, self.graph(precision).name))
+        parts = [f"{name} {self.files[name].sha256}" for name in used]
         parts += [f"{field} {getattr(self, field)}" for field in _DECIDES_VECTORS]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

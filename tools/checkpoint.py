@@ -16,11 +16,8 @@ from safetensors import SafetensorError, deserialize
 
 from ipc.bundle import TOKENIZER, Pooling
 from ipc.errors import StartError
-from tools.bert import BertConfig
+from tools.families import CONFIGS, BertConfig
 from tools.fetch import WEIGHTS
-
-# The architectures that can be served, by config.json's "model_type".
-CONFIGS: dict[str, type[BertConfig]] = {"bert": BertConfig}
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -127,7 +124,11 @@ def _read_pooling(path: Path) -> Pooling:
         return "mean"
     if mode in ("cls", "cls_token"):
         return "cls"
-    raise StartError(f"{path} asks for the pooling {mode or '(none)'!r}, which is not supported; supported: mean, cls.")
+    if mode == "lasttoken":
+        return "last"
+    raise StartError(
+        f"{path} asks for the pooling {mode or '(none)'!r}, which is not supported; supported: mean, cls, lasttoken."
+    )
 
 
 def _max_tokens(folder: Path, config: BertConfig) -> int:
@@ -135,7 +136,7 @@ def _max_tokens(folder: Path, config: BertConfig) -> int:
     named = _read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     if named is None:
         named = _read_object(folder / "tokenizer_config.json").get("model_max_length")
-    limits = [limit for limit in (named, config.max_position_embeddings) if isinstance(limit, int)]
+    limits = [limit for limit in (named, config.max_tokens) if isinstance(limit, int)]
     if min(limits) < 3:
         raise StartError(f"{folder} allows {min(limits)} tokens a text, too few for one word.")
     return min(limits)

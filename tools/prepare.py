@@ -1,9 +1,10 @@
 """Make a model bundle: fetch → checkpoint → graph → verify → publish, and only then is there a bundle.
 
-    python -m tools.prepare [SOURCE] [--out FOLDER] [--force]
+    python -m tools.prepare [SOURCE] [--precision fp32|int8|fp16]... [--out FOLDER] [--force]
 
 Each stage is the module of its name; this one has the order, the lock and the rename. A bundle is built in a hidden
-folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated.
+folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated. An fp32
+graph is always made: it is held against the references, and other precisions are held against it.
 """
 
 # No numpy, onnx or onnxruntime up here: every start of the server asks for its bundle, finds it in place nearly
@@ -15,14 +16,28 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import msgspec
 
-from ipc.bundle import MANIFEST, TOKENIZER, Bundle, FileRecord, Manifest, Parity, hash_file, load_bundle, locate_bundle
+from ipc.bundle import (
+    GRAPHS,
+    LAYOUTS,
+    MANIFEST,
+    TOKENIZER,
+    Bundle,
+    FileRecord,
+    Loss,
+    Manifest,
+    Parity,
+    Precision,
+    hash_file,
+    load_bundle,
+    locate_bundle,
+)
 from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL, load_settings
 from tools.fetch import WANTED, WEIGHTS, Fetched, Say, fetch, is_model_folder
@@ -30,22 +45,21 @@ from tools.fetch import WANTED, WEIGHTS, Fetched, Say, fetch, is_model_folder
 if TYPE_CHECKING:
     from tools.checkpoint import Checkpoint
 
-GRAPH = "model.fp32.onnx"
-# Protobuf's limit for one file; no BERT that is pooled to one vector is near it.
-MAX_GRAPH_BYTES = 2**31 - 1
 
+def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", say: Say = print) -> Path:
+    """The folder of the bundle of `model`, made first if there is none or it has no graph of `precision`.
 
-def ensure_bundle(model: str, data_dir: Path, *, say: Say = print) -> Path:
-    """The folder of the bundle of `model`, made first if there is none.
-
-    `model` is a bundle's folder, a model's folder, or a Hugging Face id. A bundle that is in place is only looked
-    at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served.
+    `model` is a bundle's folder, a model's folder, or a Hugging Face id. A bundle that is in place is only looked at,
+    not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served, and for
+    a bundle's folder without that graph: it does not hold what another graph is made from.
     """
     if (Path(model) / MANIFEST).is_file():
+        load_bundle(Path(model), verify=False).graph(precision)
         return Path(model)
     target = bundle_folder(model, data_dir)
-    if _usable(target, model, verify=False) is None:
-        prepare(model, target, say=say)
+    there = _usable(target, model, verify=False)
+    if there is None or precision not in there.precisions:
+        prepare(model, target, precisions=[precision], say=say)
     return target
 
 
@@ -65,10 +79,18 @@ def bundle_folder(model: str, data_dir: Path) -> Path:
     return data_dir / "bundles" / f"{folder.name}-{digest.hexdigest()[:12]}"
 
 
-def prepare(source: str, target: Path, *, force: bool = False, say: Say = print) -> Bundle:
+def prepare(
+    source: str,
+    target: Path,
+    *,
+    precisions: Collection[Precision] = (),
+    force: bool = False,
+    say: Say = print,
+) -> Bundle:
     """Make the bundle of `source` at `target`, unless it is there already; `force` makes it again.
 
-    Raises StartError if the model cannot be had or served, its vectors fail verification, or `target` is taken.
+    What a bundle that is there has besides `precisions` is made again as well. Raises StartError if the model cannot be
+    had or served, its vectors fail verification, or `target` is taken.
     """
     started = time.monotonic()
     target = target.resolve()
@@ -76,11 +98,13 @@ def prepare(source: str, target: Path, *, force: bool = False, say: Say = print)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target, say):
-            there = None if force else _usable(target, source, verify=True)
-            if there is not None:
+            there = _usable(target, source, verify=True)
+            if there is not None and not force and set(precisions) <= there.precisions.keys():
                 say(f"ready      {target} (already made; --force makes it again)")
                 return there
-            parity = _build_and_publish(source, target, say)
+            known = there.precisions if there is not None else {}
+            wanted = [precision for precision in GRAPHS if precision in ("fp32", *precisions, *known)]
+            parity = _build_and_publish(source, target, wanted, say)
     except OSError as error:
         raise StartError(f"The bundle {target} cannot be written ({error}).") from error
     bundle = load_bundle(target, verify=False)
@@ -124,27 +148,28 @@ def _locked(target: Path, say: Say) -> Iterator[None]:
         yield
 
 
-def _build_and_publish(source: str, target: Path, say: Say) -> Parity:
+def _build_and_publish(source: str, target: Path, precisions: list[Precision], say: Say) -> Parity:
     partial, scratch = _hidden(target, "partial"), _hidden(target, "scratch")
     _remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
     try:
         fetched = fetch(source, scratch, say)
         partial.mkdir()
-        parity = _build(fetched, partial, say)
+        parity = _build(fetched, partial, precisions, say)
         _publish(partial, target)
     finally:
         _remove(partial, scratch)
     return parity
 
 
-def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
+def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say) -> Parity:
     """Write a whole bundle into `folder`."""
     # Here and not above: see the note at the imports.
     from tools.checkpoint import read_checkpoint  # noqa: PLC0415
-    from tools.graph import build_graph  # noqa: PLC0415
+    from tools.graphs.encoder import write_graph  # noqa: PLC0415
 
     try:
-        from tools.verify import verify  # noqa: PLC0415
+        from tools.loss import measure_losses  # noqa: PLC0415
+        from tools.verify import open_graph, verify  # noqa: PLC0415
     except ImportError as error:
         raise StartError(f"ONNX Runtime is not installed ({error}): install the extra `cpu` or `gpu`.") from None
 
@@ -153,21 +178,25 @@ def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
         say(f"note       {note}")
     config = checkpoint.config
     say(
-        f"building   {GRAPH}: {config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} dimensions, "
-        f"{checkpoint.max_tokens} tokens, {checkpoint.pooling} pooling, normalized: {checkpoint.normalize}"
+        f"building   {', '.join(precisions)}: {config.model_type}, {config.num_hidden_layers} layers, "
+        f"{config.hidden_size} dimensions, {checkpoint.max_tokens} tokens, {checkpoint.pooling} pooling, "
+        f"normalized: {checkpoint.normalize}"
     )
-    model = build_graph(checkpoint)
-    if model.ByteSize() > MAX_GRAPH_BYTES:
-        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    for precision in precisions:
+        write_graph(checkpoint, precision, folder)
     (folder / TOKENIZER).write_bytes(checkpoint.tokenizer)
-    parity = verify(folder / GRAPH, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
-    manifest = _describe(fetched, checkpoint, folder, parity)
+    exact = open_graph(folder / GRAPHS["fp32"], checkpoint)
+    parity = verify(exact, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
+    losses = measure_losses(folder, precisions[1:], exact, say)
+    manifest = _describe(fetched, checkpoint, folder, parity, losses)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
 
-def _describe(fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: Parity) -> Manifest:
+def _describe(
+    fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: Parity, losses: dict[str, Loss]
+) -> Manifest:
+    graphs: dict[str, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
     return Manifest(
         id=fetched.id,
         revision=fetched.revision,
@@ -179,10 +208,12 @@ def _describe(fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: 
         normalize=checkpoint.normalize,
         files={
             name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
-            for name in (TOKENIZER, GRAPH)
+            for name in (TOKENIZER, *graphs.values())
         },
-        precisions={"fp32": GRAPH},
+        precisions=graphs,
         parity=parity,
+        layouts={precision: layout for precision, layout in LAYOUTS.items() if precision in graphs},
+        losses=losses,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
     )
@@ -232,11 +263,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="the bundle's folder; default: bundles/<name of the model> in EMBEDLANE_DATA_DIR"
     )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        action="append",
+        default=[],
+        help="also make a graph of this precision: int8 for a CPU, fp16 for a GPU; may be given twice",
+    )
     parser.add_argument("--force", action="store_true", help="make it again even if it is there")
     options = parser.parse_args(arguments)
     try:
         target = options.out or bundle_folder(options.source, load_settings().data_path)
-        prepare(options.source, target, force=options.force, say=_say)
+        prepare(options.source, target, precisions=options.precision, force=options.force, say=_say)
     except StartError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return StartError.EXIT_CODE

@@ -2,17 +2,16 @@
 
 Slow and simple on purpose. It shares with the graph only the checkpoint's tensors, so that a mistake in the graph
 shows for any model without PyTorch. Sources: Vaswani et al. 2017 (attention), Devlin et al. 2018 (BERT),
-Hendrycks & Gimpel 2016 (GELU), Reimers & Gurevych 2019 (pooling).
+Hendrycks & Gimpel 2016 (GELU), Raffel et al. 2020 (relative positions), Reimers & Gurevych 2019 (pooling).
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.bert import GELU_ERF, BertConfig
 from tools.checkpoint import Checkpoint, Weights
+from tools.families import FARTHEST, GELU_ERF, RELATIVE_BIAS, BertConfig
 
 Array = NDArray[np.float64]
 
@@ -21,19 +20,23 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 def embed(checkpoint: Checkpoint, ids: list[int]) -> Array:
     """The vector [dim] of one text, given its token ids with the special ones."""
-    states = FORWARDS[checkpoint.config.model_type](checkpoint.weights, checkpoint.config, np.array(ids))
-    vector: Array = states.mean(axis=0) if checkpoint.pooling == "mean" else states[0]
+    states = _encode(checkpoint.weights, checkpoint.config, np.array(ids))
+    pooled = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}
+    vector: Array = pooled[checkpoint.pooling]
     return vector / max(math.sqrt(vector @ vector), 1e-12) if checkpoint.normalize else vector
 
 
-def _bert(weights: Weights, config: BertConfig, ids: NDArray[np.int64]) -> Array:
+def _encode(weights: Weights, config: BertConfig, ids: NDArray[np.int64]) -> Array:
     """The last hidden states [length, hidden]."""
-    table = {part: weights[f"embeddings.{part}_embeddings.weight"] for part in ("word", "position", "token_type")}
-    states = table["word"][ids].astype(np.float64) + table["position"][: len(ids)] + table["token_type"][0]
+    words, positions = (weights[f"embeddings.{part}_embeddings.weight"] for part in ("word", "position"))
+    states = words[ids].astype(np.float64) + positions[config.first_position :][: len(ids)]
+    if config.type_vocab_size:
+        states += weights["embeddings.token_type_embeddings.weight"][0]
+    bias = _relative_bias(weights, config, len(ids))
     states = _layer_norm(weights, config, "embeddings.LayerNorm", states)
     for layer in range(config.num_hidden_layers):
         prefix = f"encoder.layer.{layer}"
-        attended = _attention(weights, config, f"{prefix}.attention.self", states)
+        attended = _attention(weights, config, f"{prefix}.attention.self", states, bias)
         attended = _linear(weights, f"{prefix}.attention.output.dense", attended)
         states = _layer_norm(weights, config, f"{prefix}.attention.output.LayerNorm", states + attended)
         inner = _gelu(config, _linear(weights, f"{prefix}.intermediate.dense", states))
@@ -55,13 +58,34 @@ def _layer_norm(weights: Weights, config: BertConfig, name: str, states: Array) 
     return result
 
 
-def _attention(weights: Weights, config: BertConfig, name: str, states: Array) -> Array:
+def _relative_bias(weights: Weights, config: BertConfig, length: int) -> Array:
+    """What is added to the scores, [heads, queries, keys]: for each head one number a bucket of distances."""
+    bias = np.zeros((config.num_attention_heads, length, length))
+    if config.relative_buckets:
+        for query in range(length):
+            for key in range(length):
+                bias[:, query, key] = weights[RELATIVE_BIAS][_bucket(key - query, config.relative_buckets)]
+    return bias
+
+
+def _bucket(distance: int, buckets: int) -> int:
+    """T5's bucket of one distance: half of them for keys behind; in each half exact ones, then logarithmic ones."""
+    if distance > 0:
+        return buckets // 2 + _bucket(-distance, buckets)
+    each, exact = buckets // 2, buckets // 4
+    if -distance < exact:
+        return -distance
+    octaves = math.log(-distance / exact) / math.log(FARTHEST / exact)
+    return min(exact + int(octaves * (each - exact)), each - 1)
+
+
+def _attention(weights: Weights, config: BertConfig, name: str, states: Array, bias: Array) -> Array:
     size = config.hidden_size // config.num_attention_heads
     query, key, value = (_linear(weights, f"{name}.{part}", states) for part in ("query", "key", "value"))
     result = np.empty_like(states)
     for head in range(config.num_attention_heads):
         part = slice(head * size, (head + 1) * size)
-        scores = query[:, part] @ key[:, part].T / math.sqrt(size)
+        scores = query[:, part] @ key[:, part].T / math.sqrt(size) + bias[head]
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         result[:, part] = scores / scores.sum(axis=-1, keepdims=True) @ value[:, part]
     return result
@@ -73,7 +97,3 @@ def _gelu(config: BertConfig, x: Array) -> Array:
         return exact
     approximate: Array = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
     return approximate
-
-
-# One entry per architecture that tools.checkpoint reads.
-FORWARDS: dict[str, Callable[[Weights, BertConfig, NDArray[np.int64]], Array]] = {"bert": _bert}

@@ -78,13 +78,17 @@ class Graph:
         return vector
 
 
-def verify(path: Path, checkpoint: Checkpoint, weights_sha256: str, say: Say) -> Parity:
-    """Compare the graph at `path` with every reference there is, and give the parity to record.
+def open_graph(path: Path, checkpoint: Checkpoint) -> Graph:
+    """Load the dense graph at `path`. Raises StartError if the model's tokenizer cannot be used with it."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return Graph(session, _load_tokenizer(checkpoint))
+
+
+def verify(graph: Graph, checkpoint: Checkpoint, weights_sha256: str, say: Say) -> Parity:
+    """Compare the graph with every reference there is, and give the parity to record.
 
     Raises StartError if any cosine is below REQUIRED_COSINE, or a text gets another number of tokens.
     """
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    graph = Graph(session, _load_tokenizer(checkpoint))
     say(f"verifying  {len(NUMPY_TEXTS)} texts against plain NumPy")
     parity = _against_numpy(graph, checkpoint)
     meta = _stored_meta()
@@ -93,6 +97,13 @@ def verify(path: Path, checkpoint: Checkpoint, weights_sha256: str, say: Say) ->
     elif meta.weights_sha256 == weights_sha256:
         parity = _against_stored(graph, checkpoint, meta, say)
     return parity
+
+
+def sample_texts() -> list[str]:
+    """Texts of many kinds: those with stored vectors, and where there are none, a few."""
+    if _stored_meta() is None:
+        return list(NUMPY_TEXTS)
+    return [entry.text for entry in _stored_texts()]
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -127,12 +138,16 @@ def _stored_meta() -> StoredMeta | None:
         return None
 
 
+def _stored_texts() -> list[StoredText]:
+    return msgspec.json.decode((STORED / "texts.json").read_bytes(), type=list[StoredText])
+
+
 def _against_stored(graph: Graph, checkpoint: Checkpoint, meta: StoredMeta, say: Say) -> Parity:
     for field in ("max_tokens", "pooling", "normalize"):
         if getattr(checkpoint, field) != getattr(meta, field):
             say(f"           (other {field} than the stored sentence-transformers vectors: not compared)")
             return _against_numpy(graph, checkpoint)
-    texts = msgspec.json.decode((STORED / "texts.json").read_bytes(), type=list[StoredText])
+    texts = _stored_texts()
     vectors = np.load(STORED / "vectors.npy", allow_pickle=False)
     made_with = f"sentence-transformers {meta.made_with['sentence-transformers']}"
     say(f"verifying  {len(texts)} texts against {made_with}")

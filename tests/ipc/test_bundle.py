@@ -120,6 +120,8 @@ def test_no_folder_no_manifest_and_a_file_in_its_place(tmp_path: Path, folder: P
         ({"dim": 0}, "$.dim"),
         ({"dim": "384"}, "$.dim"),
         ({"pooling": "max"}, "$.pooling"),
+        ({"layouts": {"fp32": "wide"}}, "$.layouts"),
+        ({"losses": {"fp32": {"texts": 0}}}, "$.losses"),
         ({"colour": "blue"}, "unknown field `colour`"),
         ({"precisions": {}}, "names no graph"),
         ({"precisions": {"fp32": "other.onnx"}}, "no sha256 for other.onnx"),
@@ -152,3 +154,27 @@ def test_the_fingerprint_follows_what_changes_vectors_and_nothing_else(tmp_path:
     files["tokenizer.json"]["sha256"] = "0" * 64
     other = write(tmp_path / "d", describe() | {"files": files})
     assert load_bundle(other, verify=False).fingerprint != fingerprint
+
+
+def test_each_precision_has_a_layout_and_a_fingerprint_of_its_own(tmp_path: Path, folder: Path) -> None:
+    old = load_bundle(folder)
+    assert (old.layout("fp32"), old.losses) == ("dense", {})
+    loss = {"method": "by hand", "texts": 3, "min_cosine": 0.98, "mean_cosine": 0.99, "rank_correlation": 0.97}
+    data = b"another graph"
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    extended = describe() | {
+        "files": describe()["files"] | {"model.fp16.packed.onnx": record},
+        "precisions": {"fp32": "model.fp32.onnx", "fp16": "model.fp16.packed.onnx"},
+        "layouts": {"fp32": "dense", "fp16": "packed"},
+        "losses": {"fp16": loss},
+    }
+    write(tmp_path / "both", extended)
+    (tmp_path / "both" / "model.fp16.packed.onnx").write_bytes(data)
+    both = load_bundle(tmp_path / "both")
+    assert (both.layout("fp32"), both.layout("fp16")) == ("dense", "packed")
+    assert both.losses["fp16"].rank_correlation == 0.97
+    # A graph that is added changes no vector of the others.
+    assert both.fingerprint_of("fp32") == both.fingerprint == old.fingerprint
+    assert both.fingerprint_of("fp16") != both.fingerprint_of("fp32")
+    with pytest.raises(StartError, match="has no int8 graph"):
+        both.fingerprint_of("int8")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from ipc.bundle import Bundle, load_bundle
+from ipc.bundle import Bundle, Precision, load_bundle
 from ipc.errors import StartError
-from tools import graph, prepare, verify
+from tools import prepare, verify
 from tools.checkpoint import Checkpoint
+from tools.graphs import encoder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MakeModel = Callable[..., Path]
@@ -128,11 +129,13 @@ def test_one_wrong_tensor_in_the_graph_fails_verification(
 ) -> None:
     target = tmp_path / "bundles" / "out"
 
-    def wrong(checkpoint: Checkpoint, right: Callable[[Checkpoint], object] = graph.build_graph) -> object:
-        flipped = {**checkpoint.weights, name: checkpoint.weights[name][..., ::-1]}
-        return right(replace(checkpoint, weights=flipped))
+    right = encoder.build_graph
 
-    monkeypatch.setattr(graph, "build_graph", wrong)
+    def wrong(checkpoint: Checkpoint, precision: Precision) -> object:
+        flipped = {**checkpoint.weights, name: checkpoint.weights[name][..., ::-1]}
+        return right(replace(checkpoint, weights=flipped), precision)
+
+    monkeypatch.setattr(encoder, "build_graph", wrong)
     with pytest.raises(StartError, match=r"Verification failed: .* no bundle was written"):
         build(make_model(), target)
     assert not target.exists()
@@ -142,12 +145,14 @@ def test_one_wrong_tensor_in_the_graph_fails_verification(
 def test_a_wrong_length_fails_verification_too(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def longer(checkpoint: Checkpoint, right: Callable[[Checkpoint], object] = graph.build_graph) -> object:
+    right = encoder.build_graph
+
+    def longer(checkpoint: Checkpoint, precision: Precision) -> object:
         last = "encoder.layer.1.output.LayerNorm."
         scaled = {last + part: checkpoint.weights[last + part] * 2 for part in ("weight", "bias")}
-        return right(replace(checkpoint, weights={**checkpoint.weights, **scaled}))
+        return right(replace(checkpoint, weights={**checkpoint.weights, **scaled}), precision)
 
-    monkeypatch.setattr(graph, "build_graph", longer)
+    monkeypatch.setattr(encoder, "build_graph", longer)
     with pytest.raises(StartError, match="Verification failed"):
         build(make_model(normalize=False), tmp_path / "out")
 

@@ -59,6 +59,37 @@ def test_prefixes_task_heads_and_old_names_change_nothing(make_model: MakeModel)
     assert same_weights(read_checkpoint(plain), read_checkpoint(prefixed))
 
 
+@pytest.mark.parametrize(
+    ("kind", "prefix", "heads"),
+    [
+        ("roberta", "roberta.", ["roberta.pooler.dense.bias", "lm_head.bias"]),
+        ("xlm-roberta", "roberta.", ["lm_head.dense.weight", "roberta.embeddings.token_type_ids"]),
+        ("distilbert", "distilbert.", ["vocab_layer_norm.bias", "vocab_projector.bias", "vocab_transform.weight"]),
+        ("mpnet", "mpnet.", ["mpnet.pooler.dense.weight", "lm_head.layer_norm.bias", "mpnet.embeddings.position_ids"]),
+    ],
+)
+def test_every_family_has_its_prefix_and_its_heads(
+    make_model: MakeModel, kind: str, prefix: str, heads: list[str]
+) -> None:
+    plain = make_model(model_type=kind)
+    named = {prefix + name: tensor for name, tensor in stored(plain).items()}
+    extra = {name: np.ones(3, np.float32) for name in heads}
+    prefixed = make_model(folder="prefixed", model_type=kind, weights=named | extra)
+    assert same_weights(read_checkpoint(plain), read_checkpoint(prefixed))
+    assert read_checkpoint(plain).config.model_type == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [("roberta", {}, 22), ("xlm-roberta", {"pad_token_id": 5}, 18), ("mpnet", {"pad_token_id": 5}, 22)],
+)
+def test_positions_that_no_token_gets_shorten_the_limit(
+    make_model: MakeModel, kind: str, options: dict[str, int], expected: int
+) -> None:
+    folder = make_model(model_type=kind, max_position_embeddings=24, **options)
+    assert read_checkpoint(folder).max_tokens == expected
+
+
 def test_half_precision_weights_become_float32(make_model: MakeModel) -> None:
     plain = make_model()
     halves = {name: tensor.astype(np.float16) for name, tensor in stored(plain).items()}
@@ -112,7 +143,10 @@ def test_a_weights_file_that_is_cut_or_is_something_else(make_model: MakeModel) 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"model_type": "roberta"}, "architecture 'roberta', which is not supported; supported: bert."),
+        (
+            {"model_type": "t5"},
+            "architecture 't5', which is not supported; supported: bert, distilbert, mpnet",
+        ),
         ({"model_type": None}, "architecture None, which is not supported"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu' is not supported (supported: gelu"),
@@ -179,7 +213,9 @@ def test_other_modules_are_refused(make_model: MakeModel, extra: str) -> None:
         ({"pooling_mode": "cls"}, "cls"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "asks for the pooling 'mean_tokens+cls"),
         ({"pooling_mode_max_tokens": True}, "asks for the pooling 'max_tokens', which is not supported"),
-        ({"pooling_mode": "lasttoken"}, "asks for the pooling 'lasttoken'"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}, "last"),
+        ({"pooling_mode": "weightedmean"}, "asks for the pooling 'weightedmean'"),
         ({"pooling_mode": ["mean", "max"]}, "asks for the pooling ['mean', 'max']"),
         ({}, "asks for the pooling '(none)'"),
     ],
@@ -187,7 +223,7 @@ def test_other_modules_are_refused(make_model: MakeModel, extra: str) -> None:
 def test_both_spellings_of_pooling(make_model: MakeModel, content: dict[str, Any], expected: str) -> None:
     folder = make_model()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    if expected in ("mean", "cls"):
+    if expected in ("mean", "cls", "last"):
         assert read_checkpoint(folder).pooling == expected
     else:
         assert expected in refusal(folder)
