@@ -97,5 +97,7 @@ class Lanes:
             batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
         except Exception:
             sequences = [item.sequence for item in batch.items]
-            log.exception("a batch failed", extra={"sequences": sequences, "tokens": len(batch.items[0].ids)})
+            log.exception(
+                "a batch failed", extra={"sequences": sequences, "lengths": [len(i.ids) for i in batch.items]}
+            )
         batch.compute_ns = time.monotonic_ns() - began

@@ -27,6 +27,7 @@ class OnnxRunner:
     """One session; `run` may be called from `lanes` threads at once."""
 
     precision = "fp32"
+    mixes_lengths = False
 
     def __init__(self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int) -> None:
         self.device: str = choose_device(device)
