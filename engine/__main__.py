@@ -72,6 +72,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
         tokens=settings.max_batch_tokens,
         max_wait=int(settings.max_wait_ms * 1e6),
         queue_items=settings.queue_items,
+        mixes_lengths=runner.mixes_lengths,
     )
     welcome = Welcome(
         model=bundle.id,

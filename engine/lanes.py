@@ -43,8 +43,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Of all texts, which have one length."""
-        return len(self.items) * len(self.items[0].ids)
+        """Of all texts."""
+        return sum(len(item.ids) for item in self.items)
 
 
 class Lanes:
@@ -124,5 +124,7 @@ class Lanes:
             batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
         except Exception:
             sequences = [item.sequence for item in batch.items]
-            log.exception("a batch failed", extra={"sequences": sequences, "tokens": len(batch.items[0].ids)})
+            log.exception(
+                "a batch failed", extra={"sequences": sequences, "lengths": [len(i.ids) for i in batch.items]}
+            )
         batch.compute_ns = time.monotonic_ns() - began

@@ -76,7 +76,7 @@ class EngineMetrics:
         """Count a batch that has ended."""
         self._compute.observe(batch.compute_ns / 1e9)
         self._texts.observe(len(batch.items))
-        self._tokens.observe(sum(len(item.ids) for item in batch.items))
+        self._tokens.observe(batch.tokens)
         self._padding.inc(batch.padding)
         for item in batch.items:
             self._wait.observe((batch.started - item.arrived) / 1e9)

@@ -1,8 +1,9 @@
 """When a batch leaves, and which texts are in it. Pure: no socket, no clock of its own.
 
-A batch holds texts of equal length, so no token of it is padding and no mask is needed. It leaves when it is full
-(rows or tokens), when its oldest text has waited `max_wait`, or at once when no other lane works, for then waiting
-would gain nothing. It is formed as late as possible, when a lane asks for it, so that later arrivals can join.
+A batch holds texts of equal length, so no token of it is padding and no mask is needed; or, for a runner that packs
+texts of any lengths, the oldest ones in order. It leaves when it is full (rows or tokens), when its oldest text has
+waited `max_wait`, or at once when no other lane works, for then waiting would gain nothing. It is formed as late as
+possible, when a lane asks for it, so that later arrivals can join.
 
 Suspects go before all others, one by one, while every other lane is idle: if the engine dies again, it was that text.
 """
@@ -26,12 +27,13 @@ BATCHES_AHEAD = 4
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a batch and of each priority's queue; max_wait in ns."""
+    """Bounds of a batch and of each priority's queue; max_wait in ns. `mixes_lengths` is the runner's."""
 
     rows: int
     tokens: int
     max_wait: int
     queue_items: int
+    mixes_lengths: bool = False
 
     def rows_of(self, length: int) -> int:
         """Most texts of this many tokens in one batch."""
@@ -63,7 +65,10 @@ class Turn(NamedTuple):
 
 
 class Queue:
-    """Waiting texts of one priority, in order of arrival, and the same by length; `most` is how many there may be."""
+    """Waiting texts of one priority, in order of arrival, and the same by length.
+
+    `most` is how many there may be, `tokens` how many tokens they have.
+    """
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -78,14 +83,14 @@ class Queue:
 
     def add(self, item: Item) -> None:
         """Append a text."""
-        self.waiting[item.key] = item
         self.tokens += len(item.ids)
+        self.waiting[item.key] = item
         self.by_length.setdefault(len(item.ids), OrderedDict())[item.key] = item
 
     def remove(self, item: Item) -> None:
         """Take out a text that waits here."""
-        del self.waiting[item.key]
         self.tokens -= len(item.ids)
+        del self.waiting[item.key]
         group = self.by_length[len(item.ids)]
         del group[item.key]
         if not group:
@@ -165,9 +170,9 @@ class Scheduler:
             self._suspect_runs = bool(turn.batch)
             return turn
         for queue in self._by_urgency(now):
-            length = self._ripe_length(queue, now, idle, blocked)
-            if length is not None:
-                return self._take(queue, length, self._limits.rows_of(length), now, blocked)
+            ripe = self._from(queue, now, idle, blocked)
+            if ripe is not None:
+                return ripe
         return Turn([], [])
 
     def wake_at(self, blocked: frozenset[int] = NOBODY) -> int | None:
@@ -182,6 +187,38 @@ class Scheduler:
         oldest = bulk.oldest(NOBODY)
         patient = oldest is None or now - oldest.arrived < BULK_PATIENCE_NS
         return iter((interactive, bulk) if patient else (bulk, interactive))
+
+    def _from(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> Turn | None:
+        """A queue's next batch; None where it is not due."""
+        if self._limits.mixes_lengths:
+            return self._take_oldest(queue, now, blocked) if self._is_ripe(queue, now, idle, blocked) else None
+        length = self._ripe_length(queue, now, idle, blocked)
+        return None if length is None else self._take(queue, length, self._limits.rows_of(length), now, blocked)
+
+    def _is_ripe(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> bool:
+        """Whether the oldest text is due, or there is a full batch of any lengths."""
+        oldest, limits = queue.oldest(blocked), self._limits
+        if oldest is None:
+            return False
+        # Texts of blocked front ends count as well: a batch may then leave before it is full.
+        is_full = len(queue.waiting) >= limits.rows or queue.tokens >= limits.tokens
+        return idle or is_full or now - oldest.arrived >= limits.max_wait
+
+    def _take_oldest(self, queue: Queue, now: int, blocked: frozenset[int]) -> Turn:
+        """The oldest texts up to the first that has no place, so that none is overtaken."""
+        turn, tokens = Turn([], []), 0
+        for item in queue.waiting.values():
+            if item.owner in blocked:
+                continue
+            if item.deadline <= now:
+                turn.expired.append(item)
+                continue
+            tokens += len(item.ids)
+            if len(turn.batch) == self._limits.rows or (turn.batch and tokens > self._limits.tokens):
+                break
+            turn.batch.append(item)
+        self._drop([*turn.batch, *turn.expired])
+        return turn
 
     def _ripe_length(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> int | None:
         """The length to run now: the oldest text's if it is due, else one of which there is a full batch."""

@@ -81,7 +81,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")
     ] = "info"
-    lanes: Annotated[int, Meta(ge=0, le=256, description="batches run at once; 0: the cores on a CPU, 1 on CUDA")] = 0
+    lanes: Annotated[
+        int, Meta(ge=0, le=256, description="batches under way at once; 0: the cores on a CPU, 2 on CUDA (1 in fp32)")
+    ] = 0
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096, description="most texts in a batch")] = 16
     max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 20, description="most tokens in a batch")] = 2048
     max_wait_ms: Annotated[

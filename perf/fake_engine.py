@@ -29,6 +29,7 @@ class NullRunner:
 
     device = "none"
     precision = "fp32"
+    mixes_lengths = False
 
     def __init__(self, settings: Settings, bundle: Bundle) -> None:
         self.lanes = settings.lanes or 1

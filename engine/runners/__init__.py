@@ -16,18 +16,20 @@ from ipc.slab import Rows
 class Runner(Protocol):
     """A loaded model.
 
-    `lanes` is how many threads may call `run` at once; `device` and `precision` are names for people.
+    `lanes` is how many threads may call `run` at once; `device` and `precision` are names for people. `mixes_lengths`
+    says whether the texts of a batch may have different lengths.
     """
 
     device: str
     precision: str
     lanes: int
+    mixes_lengths: bool
 
     def warm_up(self, rows: Rows) -> None:
-        """Run what must not be slow later, with `rows` (float32 [n, dim]) as scratch."""
+        """Run what must not be slow later, with `rows` (float32 [n, dim]), a part of the slab, as scratch."""
 
     def run(self, texts: Sequence[Ids], rows: Rows) -> int:
-        """Write the vector of texts[i] (int32 [length], all of one length) into rows[i], float32 [n, dim].
+        """Write the vector of texts[i] (int32 [length], of one length unless mixed) into rows[i], float32 [n, dim].
 
         Gives the number of tokens that were computed besides those of the texts, to fill up a shape.
         """
@@ -47,9 +49,7 @@ def open_runner(settings: Settings, bundle: Bundle) -> Runner:
     Raises StartError where it cannot be had or cannot be started.
     """
     if settings.runner == "onnx":
-        from engine.runners.onnx import OnnxRunner  # noqa: PLC0415
-
-        return OnnxRunner(bundle, settings.device, settings.lanes, settings.precision)
+        return _open_onnx(settings, bundle)
     module, _, function = settings.runner.partition(":")
     try:
         make: Callable[[Settings, Bundle], Runner] = getattr(import_module(module), function)
@@ -58,3 +58,20 @@ def open_runner(settings: Settings, bundle: Bundle) -> Runner:
             f"EMBEDLANE_RUNNER={settings.runner} cannot be imported ({error}): check the name, and PYTHONPATH."
         ) from error
     return make(settings, bundle)
+
+
+def _open_onnx(settings: Settings, bundle: Bundle) -> Runner:
+    """On a GPU the packed graph, where the bundle has one and nothing else is asked for."""
+    from engine.runners.onnx import OnnxRunner, choose_device, choose_precision  # noqa: PLC0415
+
+    device = choose_device(settings.device)
+    precision = choose_precision(settings.precision, device, bundle)
+    if bundle.layout(precision) == "dense":
+        return OnnxRunner(bundle, device, settings.lanes, precision)
+    if device != "cuda":
+        raise StartError(
+            f"EMBEDLANE_PRECISION={precision} is for CUDA alone, and the device is the CPU: choose fp32 or int8."
+        )
+    from engine.runners.cuda import open_cuda_runner  # noqa: PLC0415
+
+    return open_cuda_runner(settings, bundle)

@@ -34,6 +34,8 @@ class OnnxRunner:
     Raises StartError where the device is not to be had, or the bundle lacks the precision.
     """
 
+    mixes_lengths = False
+
     def __init__(
         self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int, precision: str = "auto"
     ) -> None:

@@ -26,6 +26,7 @@ class SumRunner:
     device: str = "cpu"
     precision: str = "exact"
     lanes: int = 2
+    mixes_lengths: bool = True
     gate: threading.Event = field(default_factory=threading.Event)
     started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[int] = field(default_factory=list)

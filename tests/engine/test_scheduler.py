@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -178,6 +179,51 @@ def test_a_suspect_of_a_blocked_front_end_holds_up_nobody() -> None:
     assert scheduler.next_batch(100, idle=False, blocked=frozenset({1})).batch == [other]
 
 
+MIXED = replace(LIMITS, mixes_lengths=True)
+
+
+def test_a_packing_runner_gets_the_oldest_texts_of_any_lengths() -> None:
+    items = [item(3), item(5, owner=2), item(7), item(3), item(3)]
+    scheduler = scheduler_with(items, MIXED)
+    assert scheduler.next_batch(0, idle=True).batch == items[:4]
+    assert scheduler.next_batch(0, idle=True).batch == items[4:]
+
+
+def test_a_mixed_batch_ends_before_the_first_text_that_has_no_place() -> None:
+    items = [item(20), item(13), item(2)]
+    scheduler = scheduler_with(items, MIXED)
+    assert scheduler.next_batch(0, idle=True).batch == items[:1], "and the short one overtakes nobody"
+    assert scheduler.next_batch(0, idle=True).batch == items[1:]
+
+
+def test_a_text_longer_than_the_token_bound_goes_alone_in_a_mixed_batch() -> None:
+    items = [item(40), item(2)]
+    assert scheduler_with(items, MIXED).next_batch(0, idle=True).batch == items[:1]
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 3, 4], [16, 16], [40]], ids=["rows", "tokens", "one long"])
+def test_a_full_mixed_batch_leaves_at_once(lengths: list[int]) -> None:
+    items = [item(length) for length in lengths]
+    assert scheduler_with(items[:-1], MIXED).next_batch(99, idle=False).batch == []
+    assert scheduler_with(items, MIXED).next_batch(99, idle=False).batch == items
+
+
+def test_a_mixed_batch_leaves_when_its_oldest_is_due() -> None:
+    items = [item(3), item(5, arrived=50)]
+    scheduler = scheduler_with(items, MIXED)
+    assert scheduler.next_batch(99, idle=False).batch == []
+    assert scheduler.wake_at() == 100
+    assert scheduler.next_batch(100, idle=False).batch == items
+
+
+def test_a_mixed_batch_leaves_out_the_blocked_and_the_expired() -> None:
+    blocked, late, live = item(3, owner=1), item(4, owner=2, deadline=5), item(5, owner=2)
+    scheduler = scheduler_with([blocked, late, live], MIXED)
+    turn = scheduler.next_batch(5, idle=True, blocked=frozenset({1}))
+    assert turn == ([live], [late])
+    assert scheduler.next_batch(5, idle=True).batch == [blocked]
+
+
 @pytest.mark.parametrize(("length", "rows"), [(1, 4), (8, 4), (9, 3), (16, 2), (17, 1), (33, 1)])
 def test_rows_of_a_length(length: int, rows: int) -> None:
     assert LIMITS.rows_of(length) == rows
@@ -186,9 +232,11 @@ def test_rows_of_a_length(length: int, rows: int) -> None:
 class Against(RuleBasedStateMachine):
     """Whatever happens, each text leaves exactly once, in a batch that keeps the bounds."""
 
+    limits = LIMITS
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(LIMITS)
+        self.scheduler = Scheduler(self.limits)
         self.waiting: dict[tuple[int, int], Item] = {}
         self.now = 0
         self.suspect_runs = False
@@ -234,9 +282,9 @@ class Against(RuleBasedStateMachine):
         assert all(i.owner not in blocked for i in gone)
         assert all(i.deadline <= self.now for i in turn.expired)
         assert all(i.deadline > self.now for i in turn.batch)
-        assert len({(len(i.ids), i.priority) for i in gone}) <= 1
+        assert len({i.priority for i in gone}) <= 1
         if turn.batch:
-            assert len(turn.batch) <= LIMITS.rows_of(len(turn.batch[0].ids))
+            self.keeps_the_bounds(turn.batch)
             assert idle or not self.suspect_runs, "nothing runs beside a suspect"
         if idle:
             self.suspect_runs = False
@@ -247,10 +295,31 @@ class Against(RuleBasedStateMachine):
         if idle and may_go:
             assert gone, "an idle engine must not leave a text waiting"
 
+    def keeps_the_bounds(self, batch: list[Item]) -> None:
+        assert len({len(i.ids) for i in batch}) == 1
+        assert len(batch) <= LIMITS.rows_of(len(batch[0].ids))
+
     @invariant()
     def nothing_is_lost(self) -> None:
         assert len(self.scheduler) == len(self.waiting)
 
 
-TestAgainstModel = Against.TestCase
-TestAgainstModel.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+class AgainstMixed(Against):
+    """The same with texts of several lengths in a batch; within a priority none overtakes another."""
+
+    limits = MIXED
+
+    def keeps_the_bounds(self, batch: list[Item]) -> None:
+        assert len(batch) <= MIXED.rows
+        assert len(batch) == 1 or sum(len(i.ids) for i in batch) <= MIXED.tokens
+        numbers_of_owner: dict[int, list[int]] = {}
+        for each in batch:
+            numbers_of_owner.setdefault(each.owner, []).append(each.sequence)
+        for owner, taken in numbers_of_owner.items():
+            left = [i.sequence for i in self.waiting.values() if (i.owner, i.priority) == (owner, batch[0].priority)]
+            assert max(taken) < min(left, default=FAR)
+
+
+for machine in (Against, AgainstMixed):
+    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestAgainstModel, TestAgainstModelMixed = Against.TestCase, AgainstMixed.TestCase

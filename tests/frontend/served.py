@@ -58,6 +58,7 @@ class DrawnRunner:
     device = "cpu"
     precision = "fp32"
     lanes = 2
+    mixes_lengths = False
 
     def __init__(self, length: float) -> None:
         self._length = length
