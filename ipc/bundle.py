@@ -125,17 +125,12 @@ class Bundle(Manifest, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the fp32 graph."""
-        return self.fingerprint_of("fp32")
-
-    def fingerprint_of(self, precision: str) -> str:
-        """Hex sha256 over everything that this precision's vectors depend on: two that share it are interchangeable.
+        """Hex sha256 over everything that vectors depend on: in one precision, two that share it are interchangeable.
 
         The id, the revision and what was measured are left out: they name or describe, and change no vector. So are
-        prompts: they change which ids a text has, not what vector ids have. Raises StartError if there is no graph.
+        prompts: they change which ids a text has, not what vector ids have.
         """
-        used = sorted((TOKENIZER, self.graph(precision).name))
-        parts = [f"{name} {self.files[name].sha256}" for name in used]
+        parts = [f"{name} {record.sha256}" for name, record in sorted(self.files.items())]
         parts += [f"{field} {getattr(self, field)}" for field in _DECIDES_VECTORS]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -123,9 +123,16 @@ BREAKABLE = [
 ]
 
 
-@pytest.mark.parametrize("name", BREAKABLE)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("bert", name) for name in BREAKABLE),
+        ("mpnet", "encoder.relative_attention_bias.weight"),
+        *((kind, "embeddings.position_embeddings.weight") for kind in ("roberta", "distilbert", "mpnet")),
+    ],
+)
 def test_one_wrong_tensor_in_the_graph_fails_verification(
-    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
     target = tmp_path / "bundles" / "out"
 
@@ -137,7 +144,7 @@ def test_one_wrong_tensor_in_the_graph_fails_verification(
 
     monkeypatch.setattr(encoder, "build_graph", wrong)
     with pytest.raises(StartError, match=r"Verification failed: .* no bundle was written"):
-        build(make_model(), target)
+        build(make_model(model_type=kind), target)
     assert not target.exists()
     assert leftovers(target) == []
 

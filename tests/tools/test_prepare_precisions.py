@@ -1,6 +1,7 @@
 """Other precisions than fp32: measured, added to a bundle that lacks them, and refused where they lose too much."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from ipc.bundle import Precision, load_bundle
 from ipc.errors import StartError
 from tools import loss, prepare
+from tools.checkpoint import Checkpoint
+from tools.graphs import encoder
 
 MakeModel = Callable[..., Path]
 
@@ -54,7 +57,7 @@ def test_a_bundle_that_lacks_a_precision_gets_it_and_keeps_the_others(make_model
         again = load_bundle(prepare.ensure_bundle(str(folder), tmp_path, precision=precision, say=silent))
         assert again.folder == made.folder
         assert again.precisions.keys() == expected
-        assert again.fingerprint == made.fingerprint
+        assert again.files["model.fp32.onnx"] == made.files["model.fp32.onnx"]
     lines: list[str] = []
     for precision, _ in steps:
         prepare.ensure_bundle(str(folder), tmp_path, precision=precision, say=lines.append)
@@ -76,10 +79,28 @@ def test_states_beyond_float16_are_refused_and_nothing_is_left(make_model: MakeM
     tensors["encoder.layer.0.intermediate.dense.weight"] *= 3e4
     tensors["encoder.layer.0.output.dense.weight"] *= 1e2
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(StartError, match=r"cannot be had in fp16: the lowest cosine .* is nan, .* use fp32"):
+    with pytest.raises(
+        StartError, match=r"cannot be had in fp16: its states are out of the range of numbers; use fp32"
+    ):
         prepare.prepare(str(folder), tmp_path / "out", precisions=["fp16"], say=silent)
     assert not (tmp_path / "out").exists()
     prepare.prepare(str(folder), tmp_path / "out", say=silent)
+
+
+def test_a_graph_that_is_another_model_is_refused(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = encoder.build_graph
+
+    def wrong(checkpoint: Checkpoint, precision: Precision) -> object:
+        if precision == "int8":
+            name = "encoder.layer.1.output.LayerNorm.weight"
+            checkpoint = replace(checkpoint, weights={**checkpoint.weights, name: -checkpoint.weights[name]})
+        return right(checkpoint, precision)
+
+    monkeypatch.setattr(encoder, "build_graph", wrong)
+    with pytest.raises(StartError, match=r"cannot be had in int8: the lowest cosine .* 0.9 is required; use fp32"):
+        prepare.prepare(str(make_model()), tmp_path / "out", precisions=["int8"], say=silent)
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -12,7 +12,8 @@ PackedMultiHeadAttention, without a bias for queries, keys and values, goes stra
 positions there is none that takes their bias, and it multiplies padded matrices. It exists for CUDA alone.
 
 Every token must belong to a text: one behind the last text has no defined state, and the mean would spread it. Who pads
-a batch to a fixed size adds texts, not tokens. Ids are not checked by the CUDA kernel either.
+a batch to a fixed size adds texts, not tokens. A text without tokens is allowed except as first and as last; its vector
+means nothing and changes no other. Ids are not checked by the CUDA kernel.
 """
 
 import numpy as np

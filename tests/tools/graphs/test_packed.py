@@ -133,6 +133,19 @@ def test_order_and_company_change_next_to_nothing(make_model: MakeModel, kind: s
     assert cosines(alone, backwards).min() > 1 - 1e-6
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_texts_without_tokens_change_no_other(make_model: MakeModel, pooling: str, normalize: bool) -> None:
+    """As a batch has that is filled up to a fixed number of texts."""
+    checkpoint = read_checkpoint(make_model(pooling=pooling, normalize=normalize))
+    texts = random_texts(checkpoint)
+    emulated = session(emulate(build_graph(checkpoint, "fp16")))
+    nothing = np.array([], np.int32)
+    filled = emulated.run(None, pack([*texts[:-1], nothing, nothing, texts[-1]]))[0]
+    assert len(filled) == len(texts) + 2
+    np.testing.assert_array_equal(np.delete(filled, [-3, -2], axis=0), emulated.run(None, pack(texts))[0])
+
+
 def test_a_wrong_input_shows(make_model: MakeModel, kind: str) -> None:
     """That the tests above see what they are to see: each input has a part in every family's vectors."""
     checkpoint = read_checkpoint(make_model(model_type=kind))
