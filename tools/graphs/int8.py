@@ -2,7 +2,7 @@
 
 ONNX Runtime's own dynamic quantization has one scale for all activations of a batch, so a text's vector would depend on
 its company. Here each token has its own scale, which costs a few percent of the speed and is nearer to float32 as well:
-docs/decisions/0009 has the measurements. Sums are int32 and so exact in any order.
+docs/decisions/0011 has the measurements. Sums are int32 and so exact in any order.
 """
 
 from typing import Any
