@@ -47,6 +47,10 @@ def open_runner(settings: Settings, bundle: Bundle) -> Runner:
         from engine.runners.onnx import OnnxRunner  # noqa: PLC0415
 
         return OnnxRunner(bundle, settings.device, settings.lanes, settings.precision)
+    if settings.runner == "torch":
+        from engine.runners.torch import TorchRunner  # noqa: PLC0415
+
+        return TorchRunner(settings, bundle)
     module, _, function = settings.runner.partition(":")
     try:
         make: Callable[[Settings, Bundle], Runner] = getattr(import_module(module), function)

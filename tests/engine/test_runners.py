@@ -36,6 +36,12 @@ def test_a_runner_that_is_not_there_is_told(bundle: Bundle, name: str) -> None:
         open_runner(Settings(runner=name), bundle)
 
 
+def test_without_pytorch_the_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    with pytest.raises(StartError, match="needs the extra `torch`"):
+        open_runner(Settings(runner="torch"), bundle)
+
+
 def test_a_precision_that_the_bundle_lacks_is_told(bundle: Bundle) -> None:
     only_fp32 = type(bundle)(
         **{f: getattr(bundle, f) for f in bundle.__struct_fields__} | {"precisions": {"fp32": "model.fp32.onnx"}}
