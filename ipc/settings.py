@@ -19,7 +19,7 @@ from ipc.errors import StartError
 
 PREFIX = "EMBEDLANE_"
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-RUNNER = re.compile(r"onnx|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+RUNNER = re.compile(r"onnx|torch|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # An ipc:// address is a path in sockaddr_un: 108 bytes with the terminating zero, less our longest file name.
 MAX_RUN_DIR_BYTES = 80
 
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "auto"
     runner: Annotated[
         str,
-        Meta(description="what runs the model: onnx, or a runner of your own as `module:function`"),
+        Meta(description="what runs the model: onnx, torch, or one of your own as `module:function` (docs/runners.md)"),
     ] = "onnx"
     precision: Annotated[
         Literal["auto", "fp32", "int8", "fp16"],
@@ -47,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model: Annotated[str, Meta(min_length=1, description="Hugging Face id, model folder or bundle folder")] = (
         DEFAULT_MODEL
     )
+    checkpoint: Annotated[
+        str, Meta(description="folder with the weights for the runner torch; empty: those of `EMBEDLANE_MODEL`")
+    ] = ""
     api_key: Annotated[
         str,
         Meta(description="key clients must send; empty: made once and kept in `EMBEDLANE_DATA_DIR/api-key`"),
@@ -190,7 +193,7 @@ def _check(settings: Settings) -> None:
     if ":" in settings.host:
         raise StartError("EMBEDLANE_HOST must be an IPv4 address or a name: IPv6 is not supported.")
     if not RUNNER.fullmatch(settings.runner):
-        raise StartError("EMBEDLANE_RUNNER is not valid: choose onnx, or name a runner of your own as module:function.")
+        raise StartError("EMBEDLANE_RUNNER is not valid: choose onnx or torch, or name your own as module:function.")
     if len(os.fsencode(settings.run_path.absolute())) > MAX_RUN_DIR_BYTES:
         raise StartError(
             f"EMBEDLANE_RUN_DIR is longer than {MAX_RUN_DIR_BYTES} bytes, too long for a Unix socket's path: "

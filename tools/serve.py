@@ -20,18 +20,22 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from xmlrpc.client import Fault, ServerProxy
 
+import msgspec
 from supervisor.xmlrpc import SupervisorTransport
 
 from frontend.auth import load_or_make_key
 from frontend.keys import KEYS_FILE, read_keys
+from ipc.bundle import Precision
 from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.settings import PREFIX, Settings, load_settings
 from tools.prepare import ensure_bundle
+from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
 POLL_SECONDS = 0.1
@@ -61,7 +65,10 @@ def main() -> int:
     _append_output()
     try:
         settings = load_settings()
-        model = ensure_bundle(settings.model, settings.data_path)
+        model = ensure_bundle(settings.model, settings.data_path, precision=_precision(settings))
+        if settings.runner == "torch" and not settings.checkpoint:
+            weights = ensure_weights(settings.model, settings.data_path)
+            settings = msgspec.structs.replace(settings, checkpoint=str(weights))
         key = load_or_make_key(settings)
         # A front end would start with its own key alone: better said here.
         read_keys(settings.data_path / KEYS_FILE)
@@ -76,6 +83,24 @@ def main() -> int:
         return 130
 
 
+def _precision(settings: Settings) -> Precision:
+    """The graph that the engine will ask the bundle for."""
+    if settings.runner != "onnx":
+        return "fp32"
+    if settings.precision != "auto":
+        return settings.precision
+    # Not asked of ONNX Runtime, which takes half a second to import: fp16 is made where it may be of use.
+    may_be_cuda = settings.device != "cpu" and _is_installed("onnxruntime-gpu")
+    return "fp16" if may_be_cuda else "fp32"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
 def environment(settings: Settings, model: Path, key: str, run_dir: Path) -> dict[str, str]:
     """What supervisord.conf and the processes below it read, every "from the machine" resolved."""
     resolved = {
@@ -83,6 +108,7 @@ def environment(settings: Settings, model: Path, key: str, run_dir: Path) -> dic
         "PORT": settings.port,
         "FRONTENDS": settings.frontend_count,
         "MODEL": model.absolute(),
+        "CHECKPOINT": settings.checkpoint and Path(settings.checkpoint).absolute(),
         "API_KEY": key,
         "RUN_DIR": run_dir,
         "DATA_DIR": settings.data_path,

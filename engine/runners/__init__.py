@@ -50,6 +50,10 @@ def open_runner(settings: Settings, bundle: Bundle) -> Runner:
     """
     if settings.runner == "onnx":
         return _open_onnx(settings, bundle)
+    if settings.runner == "torch":
+        from engine.runners.torch import TorchRunner  # noqa: PLC0415
+
+        return TorchRunner(settings, bundle)
     module, _, function = settings.runner.partition(":")
     try:
         make: Callable[[Settings, Bundle], Runner] = getattr(import_module(module), function)
@@ -66,6 +70,8 @@ def _open_onnx(settings: Settings, bundle: Bundle) -> Runner:
 
     device = choose_device(settings.device)
     precision = choose_precision(settings.precision, device, bundle)
+    if precision == "int8" and device == "cuda":
+        raise StartError("EMBEDLANE_PRECISION=int8 is for the CPU alone: choose fp16, or set EMBEDLANE_DEVICE=cpu.")
     if bundle.layout(precision) == "dense":
         return OnnxRunner(bundle, device, settings.lanes, precision)
     if device != "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 
@@ -36,12 +37,37 @@ def test_a_runner_that_is_not_there_is_told(bundle: Bundle, name: str) -> None:
         open_runner(Settings(runner=name), bundle)
 
 
+def test_without_pytorch_the_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    with pytest.raises(StartError, match="needs the extra `torch`"):
+        open_runner(Settings(runner="torch"), bundle)
+
+
 def test_a_precision_that_the_bundle_lacks_is_told(bundle: Bundle) -> None:
     only_fp32 = type(bundle)(
         **{f: getattr(bundle, f) for f in bundle.__struct_fields__} | {"precisions": {"fp32": "model.fp32.onnx"}}
     )
     with pytest.raises(StartError, match="has no int8 graph"):
         open_runner(Settings(device="cpu", precision="int8"), only_fp32)
+
+
+def with_graphs(bundle: Bundle, *precisions: str) -> Bundle:
+    given = {f: getattr(bundle, f) for f in bundle.__struct_fields__}
+    return type(bundle)(
+        **given | {"precisions": dict.fromkeys(precisions, "a"), "layouts": {"fp16": "packed"}},
+    )
+
+
+@pytest.mark.parametrize(("precision", "device"), [("fp16", "cpu"), ("int8", "cuda")])
+def test_a_precision_that_is_not_for_the_device_is_told(
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Literal["fp16", "int8"],
+    device: Literal["cpu", "cuda"],
+) -> None:
+    monkeypatch.setattr("engine.runners.onnx.choose_device", lambda wanted: wanted)
+    with pytest.raises(StartError, match=f"EMBEDLANE_PRECISION={precision} is for .* alone"):
+        open_runner(Settings(device=device, precision=precision), with_graphs(bundle, "fp32", "int8", "fp16"))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +82,7 @@ def test_a_precision_that_the_bundle_lacks_is_told(bundle: Bundle) -> None:
     ],
 )
 def test_precision(bundle: Bundle, wanted: str, device: str, has: list[str], chosen: str) -> None:
-    given = {f: getattr(bundle, f) for f in bundle.__struct_fields__} | {"precisions": dict.fromkeys(has, "a")}
-    assert choose_precision(wanted, device, type(bundle)(**given)) == chosen
+    assert choose_precision(wanted, device, with_graphs(bundle, *has)) == chosen
 
 
 def test_what_is_not_chosen_is_not_imported() -> None:

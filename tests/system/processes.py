@@ -118,7 +118,7 @@ def is_held(lock: Path) -> bool:
 def is_tidy(stack: Stack, frontends: int = 2) -> bool:
     """Whether the run directory holds the files of the living, each lock held, and nothing else."""
     names = {path.name for path in stack.run_dir.iterdir()}
-    singles = {"engine.lock", "engine.sock", "supervisor.sock", "supervisord.pid"}
+    singles = {"engine.lock", "engine.sock", "supervisor.sock", "supervisord.pid", "metrics"}
     slabs = {name for name in names if name.startswith("slab-")}
     tables = {name for name in names if name.startswith("limits-")}
     locks = names - singles - slabs - tables
