@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from tools.graphs.nodes import Nodes
+from tools.graphs.nodes import MICROSOFT, Nodes
 
 # Seven bits: on CPUs with AVX2 and no VNNI, two products of an activation and a larger weight overflow 16 bits.
 LARGEST_WEIGHT = 64
@@ -35,9 +35,16 @@ class Int8Nodes(Nodes):
         largest = np.maximum(np.abs(matrix).max(axis=0), np.finfo(np.float32).tiny * LARGEST_WEIGHT)
         columns = (largest / LARGEST_WEIGHT).astype(np.float32)
         weights = self.constant(f"{name}.int8", np.round(matrix / columns).astype(np.int8))
-        zero = self._once("int8.zero", np.array(ZERO, np.uint8))
-        sums = self.cast(self.add("MatMulInteger", quantized, weights, zero), np.float32)
-        return self.add("Mul", self.add("Mul", sums, scale), self.constant(f"{name}.columns", columns))
+        product = self.add(
+            "MatMulIntegerToFloat",
+            quantized,
+            weights,
+            self._once("int8.one", np.array(1, np.float32)),  # a token's scale follows: the operator takes none
+            self.constant(f"{name}.columns", columns),
+            self._once("int8.zero", np.array(ZERO, np.uint8)),
+            domain=MICROSOFT,
+        )
+        return self.add("Mul", product, scale)
 
     def _quantize(self, states: str) -> tuple[str, str]:
         """States as uint8, and each token's scale [..., 1]; made once for all products with the same states."""

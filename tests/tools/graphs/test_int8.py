@@ -60,7 +60,7 @@ def test_every_product_with_weights_is_in_int8(make_model: MakeModel, kind: str)
     model = build_graph(checkpoint, "int8")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8}
     assert len(stored) == 2 * 6  # layers, and matrices of each
-    assert {node.input[1] for node in model.graph.node if node.op_type == "MatMulInteger"} == stored.keys()
+    assert {node.input[1] for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"} == stored.keys()
     # The largest weight of each column, and none that would overflow.
     assert all((np.abs(matrix.astype(int)).max(axis=0) == LARGEST_WEIGHT).all() for matrix in stored.values())
     others = {t.name for t in model.graph.initializer} & {n.input[1] for n in model.graph.node if n.op_type == "MatMul"}
