@@ -13,6 +13,7 @@ from typing import Any, Final
 from perf.results import RESULTS, Result, load_result
 
 Row = Sequence[str]
+TIMES: Final = "p50 / p95 / p99 / p99.9 / max, ms"
 
 
 def markdown(result: Result) -> str:
@@ -27,21 +28,114 @@ def markdown(result: Result) -> str:
     return f"### {result.name}\n\n{about}\n\n{body}\n"
 
 
-def ceiling_table(data: dict[str, Any]) -> str:
-    """The server against the model alone."""
-    alone = [round_["alone"]["texts_rate"] for round_ in data["rounds"]]
-    rows = [("ONNX Runtime alone", _range(alone), "1", "1", "")]
-    for name, key in (("one text a request, 64 connections", "single"), ("32 texts a request, 4 connections", "many")):
-        phases = [round_[key] for round_ in data["rounds"]]
-        rates = [phase["texts_rate"] for phase in phases]
-        p50, p99 = (_middle([phase["report"]["latency_ms"][p] for phase in phases]) for p in ("p50", "p99"))
-        rows.append((name, _range(rates), _spread(data[key]), _spread(data[f"cpu_{key}"]), f"{p50:.0f} / {p99:.0f}"))
-    one = data["one_connection"]
-    head = ("", "texts/s (range)", "of the model alone", "the same by CPU time", "p50 / p99, ms")
-    return (
-        f"{_table(head, rows)}\n\nOne connection: p50 {_spread(one['p50'])} ms, {_spread(one['ratio'])} times the "
-        f"fastest single run. Memory: {_memory(data['memory'])}."
+def bench_table(data: dict[str, Any]) -> str:
+    """Targets, the server against the model alone, open loop, saturation."""
+    targets = [
+        (
+            each["target"],
+            f"{'≥' if each['is_least'] else '≤'} {each['bound']:g} {each['unit']}",
+            _spread(each["spread"]) if each["spread"] else f"{each['measured']:.4g}",
+            "met" if data["met"][each["target"]] else "**missed**",
+        )
+        for each in data["verdicts"]
+    ]
+    ratios = "texts and tokens per second" if data["is_quiet"] else "CPU time, for others used the machine as well"
+    one = data["ceiling"]["one_connection"]
+    return "\n\n".join(
+        (
+            f"Ratios are of {ratios}.",
+            _table(("target", "wanted", "measured (range)", ""), targets),
+            _ceiling_table(data["ceiling"]),
+            f"One connection: p50 {_spread(one['p50'])} ms; the graph alone {_spread(one['alone_one_thread'])} ms on "
+            f"one thread, {_spread(one['alone_all_cores'])} ms on all cores. Mixed lengths, of equal lengths served: "
+            f"{_spread(data['ceiling']['mixed_of_equal'])}. Memory: {_memory(data['memory'])}.",
+            _open_table(data["open"]),
+            _stages_table(data["open"]),
+            _saturation_table(data["saturation"]),
+        )
     )
+
+
+def _ceiling_table(data: dict[str, Any]) -> str:
+    rows = []
+    for name, key in (
+        ("ONNX Runtime alone, 16 tokens", "alone"),
+        ("ONNX Runtime alone, mixed lengths", "alone_mixed"),
+        ("64 connections, one text a request", "single"),
+        ("4 connections, 32 texts a request", "many"),
+        ("64 connections, mixed lengths", "mixed"),
+    ):
+        phases = [round_[key] for round_ in data["rounds"]]
+        rates, is_served = _range([phase["texts_rate"] for phase in phases]), key in data["rates"]
+        times = (_middle([phase["report"]["latency_ms"][p] for phase in phases]) for p in ("p50", "p99") if is_served)
+        ratios = (_spread(data["rates"][key]), _spread(data["cpu"][key])) if is_served else ("1", "1")
+        rows.append((name, rates, *ratios, " / ".join(f"{time:.0f}" for time in times)))
+    head = ("", "texts/s (range)", "of the model alone", "the same by CPU time", "p50 / p99, ms")
+    return _table(head, rows)
+
+
+def _open_table(phases: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, phase in phases.items():
+        report = phase["report"]
+        errors = ", ".join(f"{count} × {status}" for status, count in report["errors"].items() if count) or "none"
+        rows.append(
+            (
+                name,
+                f"{report['offered_rate']:.0f} / {report['achieved_rate']:.0f}",
+                _times(report["latency_ms"]),
+                f"{report['lag_ms']['p99']:.2f}",
+                errors,
+                "; ".join(report["void"]) or "no",
+            )
+        )
+    return _table(("open loop", "offered / achieved, 1/s", TIMES, "generator's lag p99, ms", "errors", "void"), rows)
+
+
+def _stages_table(phases: dict[str, dict[str, Any]]) -> str:
+    """Where a request's time goes, and the cores."""
+    rows = []
+    for name, phase in phases.items():
+        served = phase["served"]
+        cores = {each: used * phase["texts_rate"] / 1e6 for each, used in phase["cpu_us"].items()}
+        rows.append(
+            (
+                name,
+                *(
+                    f"{served[each]['p50']:.1f} / {served[each]['p99']:.1f}"
+                    for each in ("tokenize_ms", "queue_ms", "compute_ms", "rest_ms")
+                ),
+                f"{mean_batch(served['batches']):.1f}",
+                ", ".join(f"{each} {used:.2f}" for each, used in cores.items()),
+                ", ".join(f"{share:.0%}" for share in phase["shares"].values()),
+            )
+        )
+    head = ("p50 / p99, ms", "tokenize", "queue", "model", "rest", "mean batch", "cores busy", "shares")
+    return _table(head, rows)
+
+
+def _saturation_table(phases: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        (
+            connections,
+            f"{phase['texts_rate']:.0f}",
+            _times(phase["report"]["latency_ms"]),
+            f"{mean_batch(phase['served']['batches']):.1f}",
+        )
+        for connections, phase in phases.items()
+    ]
+    return _table(("connections (closed loop)", "requests/s", TIMES, "mean batch"), rows)
+
+
+def mean_batch(batches: dict[str, int]) -> float:
+    """Mean texts of a run of the model."""
+    return sum(int(size) * count for size, count in batches.items()) / max(1, sum(batches.values()))
+
+
+def _times(latency: dict[str, float] | None) -> str:
+    if latency is None:
+        return ""
+    return " / ".join(f"{latency[name]:.1f}" for name in ("p50", "p95", "p99", "p999", "max"))
 
 
 def sweep_table(data: dict[str, Any]) -> str:
@@ -100,7 +194,7 @@ def gateway_table(data: dict[str, Any]) -> str:
 
 
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
-    "ceiling": ceiling_table,
+    "bench": bench_table,
     "sweep": sweep_table,
     "micro": micro_table,
     "limits": limits_table,
