@@ -6,7 +6,7 @@ VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 CODE := ipc frontend engine tools perf tests
 
-.PHONY: serve test bench bench-full check format lock clean
+.PHONY: serve test bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
@@ -20,6 +20,9 @@ bench: $(VENV)/dev.stamp
 
 bench-full: $(VENV)/dev.stamp
 	@$(BIN)/python -m perf.bench --full
+
+load-test: $(VENV)/dev.stamp
+	@$(BIN)/python -m perf.load_test
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff check $(CODE)

@@ -83,11 +83,11 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     memory: dict[str, Memory]
 
 
-def run(stack: Stack, plan: Plan, rate: float, processes: int, say: Callable[[str], None]) -> Bench:
+def run_bench(stack: Stack, plan: Plan, rate: float, processes: int, say: Callable[[str], None]) -> Bench:
     """Everything, in order."""
     server = Server(stack)
     measurement = Measurement(server, load_settings(stack.env, ROOT / ".env"))
-    measurement.warm_up()
+    measurement.warm_up(plan.warm_up)
     ceiling = measure(measurement, plan.rounds, plan.seconds, say)
     texts = make_texts("mixed", EXACT_TEXTS, seed=1)
     exactness = measure_exactness(server, texts, measurement.vectors(texts), plan.exact_seconds, rate / 4)
@@ -103,7 +103,9 @@ def run(stack: Stack, plan: Plan, rate: float, processes: int, say: Callable[[st
     is_quiet = max(phase.foreign for phase in phases) <= MOST_FOREIGN
     memory = next(reversed(saturation.values())).memory
     frontend, engine = measure_half("echo", plan.seconds), measure_half("null", plan.seconds)
-    verdicts = judge(ceiling, exactness, frontend, engine, memory, is_quiet=is_quiet)
+    phases += [*(each.equal for each in ceiling.rounds), *opened.values(), *saturation.values()]
+    failed = sum(sum(phase.report.errors.values()) for phase in phases)
+    verdicts = judge(ceiling, exactness, frontend, engine, memory, failed, is_quiet=is_quiet)
     return Bench(
         verdicts=verdicts,
         met={verdict.target: verdict.met for verdict in verdicts},
@@ -144,6 +146,7 @@ def judge(
     frontend: Half,
     engine: Half,
     memory: dict[str, Memory],
+    failed: int,
     *,
     is_quiet: bool,
 ) -> list[Verdict]:
@@ -159,7 +162,8 @@ def judge(
         _most("memory of a front end", "MB", 150, max(frontends) * MB_A_MIB),
         _most("memory of the engine", "MB", 500, memory["engine"].rss * MB_A_MIB),
         _most("the engine's own work", "us a text", ENGINE_TARGET_US, engine.engine_us),
-        _most("vectors with other bits", "vectors", 0, float(sum(exactness.different.values()))),
+        _most("vectors with other bits", "vectors", 0, sum(exactness.different.values())),
+        _most("requests without a right answer", "requests", 0, failed),
     ]
 
 
@@ -205,7 +209,7 @@ def main() -> int:
         print(f"{time.monotonic() - began:5.0f} s  {line}", flush=True)
 
     with Stack(**settings) as stack:
-        bench = run(stack, plan, options.rate, options.generators, say)
+        bench = run_bench(stack, plan, options.rate, options.generators, say)
     for verdict in bench.verdicts:
         print(_show(verdict))
     if not bench.is_quiet:

@@ -29,7 +29,6 @@ MIXED_TEXTS = 8192
 SINGLE_CONNECTIONS = 64
 MANY_TEXTS, MANY_CONNECTIONS = 32, 4
 SMALL_BATCH = 8
-WARM_UP_SECONDS = 2.0
 LATENCY_ROUNDS = 3
 LATENCY_RUNS = 150
 EDGES_MS = (0, 2, 4, 6, 8, 10, 12, 16, 20, 30, 38, 45, 60)
@@ -120,12 +119,12 @@ class Measurement:
             found.append(row.tobytes())
         return found
 
-    def warm_up(self) -> None:
-        """Both sides."""
-        self.alone("alone", WARM_UP_SECONDS)
-        self.alone("alone_mixed", WARM_UP_SECONDS)
-        self.single(WARM_UP_SECONDS)
-        self.server.closed(self._mixed, SINGLE_CONNECTIONS, WARM_UP_SECONDS)
+    def warm_up(self, seconds: float) -> None:
+        """Both sides, each with both kinds of texts."""
+        self.alone("alone", seconds)
+        self.alone("alone_mixed", seconds)
+        self.single(seconds)
+        self.server.closed(self._mixed, SINGLE_CONNECTIONS, seconds)
 
     def round(self, seconds: float) -> Round:
         """Every phase once."""

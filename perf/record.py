@@ -21,7 +21,8 @@ Check = Callable[[Connection], bool]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. Rates are requests per second; times are in the unit their name ends with.
+    """One run. Rates are requests per second; times are in the unit their name ends with. `achieved_rate` counts right
+    answers in the window, so that one that comes after its end is in the latencies and not in the rate.
 
     `errors` counts by status, "broken" (no answer), "wrong" (the check said so) and "unanswered" (gave up waiting);
     such requests are not in the latencies. `distinct` is how many different requests were sent. `void` says why these
@@ -63,6 +64,7 @@ class Recorder:
         self._by_port: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
         self.is_open = False
+        self._in_window = 0
         self._began_ns = self._cpu_ns = 0
         self.seconds = 0.0
 
@@ -87,6 +89,11 @@ class Recorder:
         else:
             self._latencies.append(connection.answered_ns - connection.from_ns)
             self._by_port[connection.local_port] += 1
+            self.note_early(connection)
+
+    def note_early(self, connection: Connection) -> None:
+        """Count an answer to a request of the warm-up: all that is answered in the window makes the achieved rate."""
+        self._in_window += self.is_open and connection.status == 200
 
     def closed(self, connections: int, distinct: int) -> Run:
         """The run of a closed loop."""
@@ -96,7 +103,7 @@ class Recorder:
             mode="closed",
             connections=connections,
             seconds=self.seconds,
-            achieved_rate=len(times) / self.seconds,
+            achieved_rate=self._in_window / self.seconds,
             requests=requests,
             distinct=min(distinct, requests),
             errors=dict(+self.errors),

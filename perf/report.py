@@ -13,6 +13,8 @@ from typing import Any, Final
 from perf.results import RESULTS, Result, load_result
 
 Row = Sequence[str]
+# Below this part of the offered rate a server does not keep up.
+LEAST_ACHIEVED: Final = 0.95
 TIMES: Final = "p50 / p95 / p99 / p99.9 / max, ms"
 
 
@@ -138,6 +140,68 @@ def _times(latency: dict[str, float] | None) -> str:
     return " / ".join(f"{latency[name]:.1f}" for name in ("p50", "p95", "p99", "p999", "max"))
 
 
+def ladder_table(data: dict[str, Any]) -> str:
+    """Every rung under the same traffic."""
+    rows = []
+    for each in data["rungs"].values():
+        phase, rates = each["open"][-1], [saturated["texts_rate"] for saturated in each["saturation"]]
+        report, served = phase["report"], phase["served"]
+        rows.append(
+            (
+                each["rung"]["title"] + (f" ({served['hits']:.0%} hits)" if served["hits"] else ""),
+                _range(rates),
+                _spread(each["relative"]),
+                f"{report['achieved_rate']:.0f}",
+                why_not(report) or " / ".join(f"{report['latency_ms'][name]:.1f}" for name in ("p50", "p95", "p99")),
+                f"{mean_batch(served['batches']):.1f}",
+                f"{sum(phase['cpu_us'].values()):.0f}",
+            )
+        )
+    rate = f"{data['rate']:.0f} requests/s offered (Poisson)"
+    head = (
+        "rung",
+        "saturated (64 connections), texts/s (range)",
+        "of the first",
+        f"{rate}: achieved",
+        "p50 / p95 / p99, ms",
+        "mean batch",
+        "CPU, us a text",
+    )
+    return _table(head, rows)
+
+
+def why_not(report: dict[str, Any]) -> str:
+    """Why an open loop's latencies mean nothing; empty where they do.
+
+    Of a server that cannot keep up they only tell how long the run was.
+    """
+    if report["achieved_rate"] < LEAST_ACHIEVED * report["offered_rate"]:
+        return "overloaded"
+    return f"void: {'; '.join(report['void'])}" if report["void"] else ""
+
+
+def load_test_table(data: dict[str, Any]) -> str:
+    """Locust's closed loop beside the open one."""
+    closed, phase = data["closed"], data["open"]
+    report = phase["report"]
+    rows = [
+        (
+            f"closed loop, Locust, {closed['users']} users ({closed['waiting']:.1f} of them waiting at a time)",
+            f"{closed['achieved_rate']:.0f}",
+            str(closed["failures"]),
+            _times(closed["latency_ms"]),
+        ),
+        (
+            f"open loop, Poisson, {report['offered_rate']:.0f} requests/s offered"
+            + "".join(f"; void: {why}" for why in report["void"]),
+            f"{report['achieved_rate']:.0f}",
+            str(sum(report["errors"].values())),
+            _times(report["latency_ms"]),
+        ),
+    ]
+    return _table(("the original's four kinds of texts", "requests/s", "failures", TIMES), rows)
+
+
 def sweep_table(data: dict[str, Any]) -> str:
     """A setting's values in every scenario."""
     rows = [
@@ -195,6 +259,8 @@ def gateway_table(data: dict[str, Any]) -> str:
 
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "bench": bench_table,
+    "ladder": ladder_table,
+    "load-test": load_test_table,
     "sweep": sweep_table,
     "micro": micro_table,
     "limits": limits_table,
