@@ -1,7 +1,7 @@
 """Every CPU target in one run, against one server: ratios, interleaved; loads, open and closed; exactness; memory.
 
-python -m perf.bench            about 6 minutes
-python -m perf.bench --full     60 s a figure, about 45 minutes
+python -m perf.bench            about 5 minutes
+python -m perf.bench --full     60 s a figure, about 36 minutes
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from ipc.settings import load_settings
-from perf.ceiling import TOKENS, Ceiling, Measurement, measure
+from perf.ceiling import MOST_FOREIGN, TOKENS, Ceiling, Measurement, measure
 from perf.exact import Exactness, measure_exactness
 from perf.halves import Half, measure_half
 from perf.load import build_requests
@@ -33,8 +33,6 @@ ARRIVALS: Final[tuple[Arrivals, ...]] = ("constant", "poisson")
 CONNECTIONS: Final = (1, 4, 16, 64, 256)
 EXACT_TEXTS: Final = 512
 OPEN_TEXTS: Final = 50_000
-# Share of the cores that others may have before rates mean little; then ratios are those of CPU time.
-MOST_FOREIGN: Final = 0.1
 MB_A_MIB: Final = 1.048576
 
 

@@ -23,6 +23,8 @@ from perf.phases import Phase, Server
 from perf.stats import Spread, histogram, spread
 from perf.texts import exact_texts, make_texts
 
+# Share of the cores that others may have before rates mean little; then ratios are those of CPU time.
+MOST_FOREIGN = 0.1
 TOKENS = 16
 TEXTS = 32_768
 MIXED_TEXTS = 8192

@@ -139,8 +139,9 @@ def _send(pipe: IO[bytes], data: bytes) -> None:
 
 
 def _receive(pipe: IO[bytes]) -> bytes:
-    data = pipe.read(int.from_bytes(pipe.read(8), "little"))
-    if not data:
+    length = int.from_bytes(pipe.read(8), "little")
+    data = pipe.read(length)
+    if not length or len(data) < length:
         raise RuntimeError("A load generator has ended without a result; its output above says why.")
     return data
 

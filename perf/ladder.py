@@ -1,8 +1,8 @@
 """The ladder: what each step of the design gives, under the same traffic. Results, a table (perf.report) and plots.
 
-python -m perf.ladder                              all rungs of this machine, about 8 minutes
+python -m perf.ladder                              all rungs, about 10 minutes
 python -m perf.ladder --rungs onnx cache           some of them
-python -m perf.ladder --seconds 60 --rounds 2 --step-seconds 20
+python -m perf.ladder --seconds 60 --step-seconds 20    60 s a figure, about 40 minutes
 
 All servers run all the time, and all but the one that is measured are idle, so that drift hits every rung alike.
 """

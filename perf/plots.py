@@ -16,8 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-from perf.report import mean_batch, why_not
 from perf.results import RESULTS, ROOT, Result, load_result
+from perf.tables import mean_batch, why_not
 
 IMAGES: Final = ROOT / "docs" / "images"
 # Okabe and Ito's colours (Color Universal Design, 2008), which all kinds of sight tell apart; markers differ as well.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from perf.ladder import all_rungs
-from perf.report import why_not
+from perf.tables import why_not
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "int8"), ("cuda", "fp16")])
