@@ -35,6 +35,8 @@ TEXTS: Final = 50_000
 RATE: Final = 500.0
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 2.0
+# PyTorch is large, and its weights may have to be fetched first.
+START_SECONDS: Final = 300
 # Offered loads, of the rate.
 STEPS: Final = (0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0)
 # Parts of the latency's distribution that are kept for its plot.
@@ -168,7 +170,9 @@ def start(rung: Rung, ends: contextlib.ExitStack) -> Stack:
     stack = Stack(**rung.settings)  # type: ignore[arg-type]
     ends.callback(stack.__exit__)
     try:
-        return stack.start()
+        stack.start(wait=False)
+        stack.wait_ready(START_SECONDS)
+        return stack
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.startswith("embedlane")]
         raise CannotStart(f"The rung {rung.title!r} does not start: {lines[0] if lines else error}") from None
