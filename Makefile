@@ -6,13 +6,23 @@ VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 CODE := ipc frontend engine tools perf tests examples
 
-.PHONY: serve test check format lock clean
+.PHONY: serve test bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
+
+# Figures and how they come about: docs/measuring.md.
+bench: $(VENV)/dev.stamp
+	@$(BIN)/python -m perf.bench
+
+bench-full: $(VENV)/dev.stamp
+	@$(BIN)/python -m perf.bench --full
+
+load-test: $(VENV)/dev.stamp
+	@$(BIN)/python -m perf.load_test
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff check $(CODE)

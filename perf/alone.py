@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,21 +16,28 @@ import onnxruntime as ort
 import tokenizers
 
 from engine.runners.onnx import OnnxRunner
+from engine.scheduler import Limits
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.messages import Ids
 
 
 class Alone(msgspec.Struct, frozen=True):
-    """One measurement: texts per second, and the threads' CPU time for a text in µs."""
+    """One measurement: texts and tokens per second, and the threads' CPU time for a text in µs."""
 
-    batch: int
     texts_rate: float
+    tokens_rate: float
     cpu_us: float
+
+    @property
+    def total_cpu_us(self) -> float:
+        """As that of a Phase: nothing else runs."""
+        return self.cpu_us
 
 
 @dataclass
 class _Tally:
     texts: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     cpu_ns: int = 0
 
@@ -39,12 +48,26 @@ def token_ids(bundle: Bundle, texts: Sequence[str]) -> list[Ids]:
     return [np.array(encoding.ids, np.int32) for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
-def run_alone(runner: OnnxRunner, dim: int, texts: Sequence[Ids], batch: int, seconds: float) -> Alone:
-    """Every lane runs batch after batch of `texts`, which have one length, until the time is over."""
+def equal_batches(texts: Sequence[Ids], limits: Limits, seed: int = 0) -> list[list[Ids]]:
+    """Full batches of texts of one length each, shuffled; what fills no batch is left as a smaller one."""
+    by_length: defaultdict[int, list[Ids]] = defaultdict(list)
+    for text in texts:
+        by_length[len(text)].append(text)
+    batches = [
+        group[first : first + limits.rows_of(length)]
+        for length, group in by_length.items()
+        for first in range(0, len(group), limits.rows_of(length))
+    ]
+    random.Random(seed).shuffle(batches)  # noqa: S311 - reproducible order, no secret
+    return batches
+
+
+def run_alone(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], seconds: float) -> Alone:
+    """Every lane runs batch after batch until the time is over."""
     tallies = [_Tally() for _ in range(runner.lanes)]
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_work, args=(runner, dim, texts[lane :: runner.lanes], batch, stop, tally))
+        threading.Thread(target=_work, args=(runner, dim, batches[lane :: runner.lanes], stop, tally))
         for lane, tally in enumerate(tallies)
     ]
     for thread in threads:
@@ -54,9 +77,11 @@ def run_alone(runner: OnnxRunner, dim: int, texts: Sequence[Ids], batch: int, se
     for thread in threads:
         thread.join()
     # Each lane by its own clock: they end at different times, each with a whole batch.
-    rate = sum(tally.texts / tally.seconds for tally in tallies)
-    cpu_ns = sum(tally.cpu_ns for tally in tallies) / sum(tally.texts for tally in tallies)
-    return Alone(batch, rate, cpu_ns / 1e3)
+    return Alone(
+        texts_rate=sum(tally.texts / tally.seconds for tally in tallies),
+        tokens_rate=sum(tally.tokens / tally.seconds for tally in tallies),
+        cpu_us=sum(tally.cpu_ns for tally in tallies) / sum(tally.texts for tally in tallies) / 1e3,
+    )
 
 
 def single_ms(session: ort.InferenceSession, text: Ids, runs: int) -> float:
@@ -78,11 +103,13 @@ def open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(bundle.graph("fp32"), options, providers=["CPUExecutionProvider"])
 
 
-def _work(runner: OnnxRunner, dim: int, texts: Sequence[Ids], batch: int, stop: threading.Event, tally: _Tally) -> None:
-    rows = np.empty((batch, dim), np.float32)
-    endless = itertools.cycle(texts)
+def _work(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], stop: threading.Event, tally: _Tally) -> None:
+    rows = np.empty((max(map(len, batches)), dim), np.float32)
+    endless = itertools.cycle(batches)
     began, cpu = time.perf_counter(), time.thread_time_ns()
     while not stop.is_set():
-        runner.run(list(itertools.islice(endless, batch)), rows)
-        tally.texts += batch
+        batch = next(endless)
+        runner.run(batch, rows[: len(batch)])
+        tally.texts += len(batch)
+        tally.tokens += len(batch) * len(batch[0])
     tally.seconds, tally.cpu_ns = time.perf_counter() - began, time.thread_time_ns() - cpu

@@ -1,53 +1,55 @@
-"""How near the server comes to ONNX Runtime alone: the same graph, lanes and batch, with and without a server.
-
-    python -m perf.ceiling
+"""How near the server comes to ONNX Runtime alone: the same graph, lanes and batches, with and without a server.
 
 Interleaved (alone, server, alone, server, ...) against one server that is warm and idle while the other runs, because
 machines are noisy and drift. Each ratio compares a server phase with the mean of its two neighbours.
+`perf.bench` runs it.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
 
 from engine.runners.onnx import OnnxRunner
+from engine.scheduler import Limits
 from ipc.bundle import load_bundle, locate_bundle
-from ipc.settings import Settings, cores, load_settings
-from perf.alone import Alone, open_session, run_alone, single_ms, token_ids
+from ipc.settings import Settings, cores
+from perf.alone import Alone, equal_batches, open_session, run_alone, single_ms, token_ids
 from perf.load import build_requests
 from perf.phases import Phase, Server
-from perf.procfs import Memory, memory
-from perf.results import ROOT, make_result, save_result
-from perf.stack import Stack
 from perf.stats import Spread, histogram, spread
-from perf.texts import exact_texts
+from perf.texts import exact_texts, make_texts
 
-TARGET = 0.85
-# Share of the cores that others may have before rates mean little.
+# Share of the cores that others may have before rates mean little; then ratios are those of CPU time.
 MOST_FOREIGN = 0.1
 TOKENS = 16
 TEXTS = 32_768
+MIXED_TEXTS = 8192
 SINGLE_CONNECTIONS = 64
 MANY_TEXTS, MANY_CONNECTIONS = 32, 4
-WARM_UP_SECONDS = 2.0
+SMALL_BATCH = 8
 LATENCY_ROUNDS = 3
 LATENCY_RUNS = 150
 EDGES_MS = (0, 2, 4, 6, 8, 10, 12, 16, 20, 30, 38, 45, 60)
+# A phase of the server → the one of the runner alone that it is compared with.
+BASE: Final = {"single": "alone", "many": "alone", "mixed": "alone_mixed", "equal": "alone_mixed"}
 
 
 class Round(msgspec.Struct, frozen=True):
-    """One A B C. `alone_small` is the same with batches of 8."""
+    """Every phase once. `alone_small` has batches of 8, `alone_mixed` the texts of `mixed` in full batches of one
+    length each; `equal` has as many tokens as `mixed`, in texts of one length.
+    """
 
     alone: Alone
     alone_small: Alone
     single: Phase
     many: Phase
-    idle_share: float
+    alone_mixed: Alone
+    mixed: Phase
+    equal: Phase
 
 
 class OneConnection(msgspec.Struct, frozen=True):
@@ -66,63 +68,85 @@ class OneConnection(msgspec.Struct, frozen=True):
 class Ceiling(msgspec.Struct, frozen=True, kw_only=True):
     """The ratios, and everything they come from.
 
-    `single` and `many` are ratios of texts per second, `cpu_single` and `cpu_many` of CPU time: that of a text alone
-    over that of a text served, the load generator's included. On a machine that others use as well (not `is_quiet`)
-    the CPU's decide, for a server of many threads then gets a larger share of the cores than the model alone.
+    `rates` are ratios of tokens per second, `cpu` of CPU time: that of a token alone over that of a token served, the
+    load generator's included. On a machine that others use as well the CPU's decide, for a server of many threads then
+    gets a larger share of the cores than the model alone.
     """
 
-    target: float
-    single: Spread
-    many: Spread
-    cpu_single: Spread
-    cpu_many: Spread
-    is_quiet: bool
-    passed: bool
+    rates: dict[str, Spread]
+    cpu: dict[str, Spread]
+    mixed_of_equal: Spread
     one_connection: OneConnection
-    memory: dict[str, Memory]
     rounds: list[Round]
+
+
+class Measured(Protocol):
+    """What Alone and Phase have in common."""
+
+    @property
+    def texts_rate(self) -> float: ...  # noqa: D102
+    @property
+    def tokens_rate(self) -> float: ...  # noqa: D102
+    @property
+    def total_cpu_us(self) -> float: ...  # noqa: D102
 
 
 class Measurement:
     """A warm server, the bare runner beside it, and the texts of both."""
 
-    def __init__(self, stack: Stack, settings: Settings) -> None:
-        self.server = Server(stack)
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self.server = server
         self._bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
         self._runner = OnnxRunner(self._bundle, settings.device, settings.lanes)
-        self._rows = settings.max_batch_rows
-        texts = exact_texts(TOKENS, TEXTS)
-        self._ids = token_ids(self._bundle, texts)
-        self._single = build_requests(self.server.target, texts)
-        self._many = build_requests(self.server.target, texts, MANY_TEXTS)
+        texts, mixed = exact_texts(TOKENS, TEXTS), make_texts("mixed", MIXED_TEXTS)
+        self._ids, mixed_ids = token_ids(self._bundle, texts), token_ids(self._bundle, mixed)
+        rows, tokens = settings.max_batch_rows, settings.max_batch_tokens
+        self._batches = {
+            "alone": equal_batches(self._ids, _limits(rows, tokens)),
+            "alone_small": equal_batches(self._ids, _limits(min(rows, SMALL_BATCH), tokens)),
+            "alone_mixed": equal_batches(mixed_ids, _limits(rows, tokens)),
+        }
+        mean = round(float(np.mean([len(ids) for ids in mixed_ids])))
+        self._single = build_requests(server.target, texts)
+        self._many = build_requests(server.target, texts, MANY_TEXTS)
+        self._mixed = build_requests(server.target, mixed)
+        self._equal = build_requests(server.target, exact_texts(mean, MIXED_TEXTS))
 
-    def warm_up(self) -> None:
-        """Both sides."""
-        self.single(WARM_UP_SECONDS)
-        self.many(WARM_UP_SECONDS)
-        self.alone(self._rows, WARM_UP_SECONDS)
+    def vectors(self, texts: Sequence[str]) -> list[bytes]:
+        """The bits of each text's vector, float32 [dim], from the bare runner and alone in its batch."""
+        row = np.empty((1, self._bundle.dim), np.float32)
+        found = []
+        for ids in token_ids(self._bundle, texts):
+            self._runner.run([ids], row)
+            found.append(row.tobytes())
+        return found
+
+    def warm_up(self, seconds: float) -> None:
+        """Both sides, each with both kinds of texts."""
+        self.alone("alone", seconds)
+        self.alone("alone_mixed", seconds)
+        self.single(seconds)
+        self.server.closed(self._mixed, SINGLE_CONNECTIONS, seconds)
 
     def round(self, seconds: float) -> Round:
-        """A, B and C once each."""
-        meter = self.server.meter()
-        meter.window(True)
-        alone = self.alone(self._rows, seconds)
-        meter.window(False)
-        idle = sum(used for name, used in meter.usage.cpu.items() if name != "generator") / meter.usage.seconds
-        single, many = self.single(seconds), self.many(seconds)
-        return Round(alone, self.alone(8, seconds / 2), single, many, idle)
+        """Every phase once."""
+        return Round(
+            alone=self.alone("alone", seconds),
+            alone_small=self.alone("alone_small", seconds / 2),
+            single=self.single(seconds),
+            many=self.server.closed(self._many, MANY_CONNECTIONS, seconds, texts=MANY_TEXTS),
+            alone_mixed=self.alone("alone_mixed", seconds),
+            mixed=self.server.closed(self._mixed, SINGLE_CONNECTIONS, seconds),
+            equal=self.server.closed(self._equal, SINGLE_CONNECTIONS, seconds),
+        )
 
-    def alone(self, batch: int, seconds: float) -> Alone:
-        """The runner, nothing else."""
-        return run_alone(self._runner, self._bundle.dim, self._ids, batch, seconds)
+    def alone(self, name: str, seconds: float) -> Alone:
+        """The runner with one of the sets of batches, nothing else."""
+        return run_alone(self._runner, self._bundle.dim, self._batches[name], seconds)
 
-    def single(self, seconds: float) -> Phase:
+    def single(self, seconds: float, connections: int = SINGLE_CONNECTIONS) -> Phase:
         """One text a request."""
-        return self.server.closed(self._single, SINGLE_CONNECTIONS, seconds)
-
-    def many(self, seconds: float) -> Phase:
-        """32 texts a request."""
-        return self.server.closed(self._many, MANY_CONNECTIONS, seconds, texts=MANY_TEXTS)
+        return self.server.closed(self._single, connections, seconds)
 
     def one_connection(self, seconds: float) -> OneConnection:
         """Interleaved with the graph alone, as the rounds are."""
@@ -130,7 +154,7 @@ class Measurement:
         served, alone, times = [], [], []
         for _ in range(LATENCY_ROUNDS):
             alone.append([single_ms(session, self._ids[0], LATENCY_RUNS) for session in sessions])
-            phase, latencies = self.server.closed_run(self._single, 1, seconds)
+            phase, latencies = self.server.run(self._single, 1, seconds)
             assert phase.report.latency_ms is not None
             served.append(phase.report.latency_ms.p50)
             times.append(latencies)
@@ -144,94 +168,51 @@ class Measurement:
         )
 
 
-def measure(stack: Stack, rounds: int, seconds: float) -> Ceiling:
-    """Warm up, go round, and end with one more A, so that every server phase has one on either side."""
-    measurement = Measurement(stack, load_settings(stack.env, ROOT / ".env"))
-    measurement.warm_up()
+def measure(measurement: Measurement, rounds: int, seconds: float, say: Callable[[str], None]) -> Ceiling:
+    """Go round, and end with what each round begins with, so that every server phase has one on either side."""
     done = []
     for number in range(rounds):
         done.append(measurement.round(seconds))
-        print(_line(number, done[-1]), flush=True)
-    ends = [round_.alone for round_ in done] + [measurement.alone(done[0].alone.batch, seconds)]
-    singles, many = [round_.single for round_ in done], [round_.many for round_ in done]
-    single, cpu_single = spread(ratios(ends, singles)), spread(cpu_ratios(ends, singles))
-    is_quiet = max(phase.foreign for phase in singles + many) <= MOST_FOREIGN
+        say(f"round {number + 1} of {rounds}: {_line(done[-1])}")
+    last = {name: measurement.alone(name, seconds) for name in ("alone", "alone_mixed")}
+    ends = {name: [*(getattr(each, name) for each in done), last[name]] for name in last}
+    served = {name: [getattr(each, name) for each in done] for name in BASE}
     return Ceiling(
-        target=TARGET,
-        single=single,
-        many=spread(ratios(ends, many)),
-        cpu_single=cpu_single,
-        cpu_many=spread(cpu_ratios(ends, many)),
-        is_quiet=is_quiet,
-        passed=(single if is_quiet else cpu_single).median >= TARGET,
+        rates={name: spread(ratios(ends[base], served[name])) for name, base in BASE.items()},
+        cpu={name: spread(cpu_ratios(ends[base], served[name])) for name, base in BASE.items()},
+        mixed_of_equal=spread([each.mixed.tokens_rate / each.equal.tokens_rate for each in done]),
         one_connection=measurement.one_connection(seconds),
-        memory={name: memory(pid) for name, pid in measurement.server.processes.items()},
         rounds=done,
     )
 
 
-def ratios(alone: Sequence[Alone], served: Sequence[Phase]) -> list[float]:
-    """Texts per second served over the mean of the measurements alone before and after."""
+def ratios(alone: Sequence[Measured], served: Sequence[Measured]) -> list[float]:
+    """Tokens per second served over the mean of the measurements alone before and after."""
     return [
-        2 * phase.texts_rate / (before.texts_rate + after.texts_rate)
+        2 * phase.tokens_rate / (before.tokens_rate + after.tokens_rate)
         for before, phase, after in zip(alone, served, alone[1:], strict=False)
     ]
 
 
-def cpu_ratios(alone: Sequence[Alone], served: Sequence[Phase]) -> list[float]:
-    """CPU time of a text alone over that of a text served."""
+def cpu_ratios(alone: Sequence[Measured], served: Sequence[Measured]) -> list[float]:
+    """CPU time of a token alone over that of a token served."""
     return [
-        (before.cpu_us + after.cpu_us) / 2 / phase.total_cpu_us
+        (_token_us(before) + _token_us(after)) / 2 / _token_us(phase)
         for before, phase, after in zip(alone, served, alone[1:], strict=False)
     ]
 
 
-def _line(number: int, done: Round) -> str:
-    single, many = done.single, done.many
+def _token_us(measured: Measured) -> float:
+    return measured.total_cpu_us * measured.texts_rate / measured.tokens_rate
+
+
+def _limits(rows: int, tokens: int) -> Limits:
+    return Limits(rows=rows, tokens=tokens, max_wait=0, queue_items=0)
+
+
+def _line(done: Round) -> str:
     return (
-        f"{number}: alone {done.alone.texts_rate:.0f} (batch 8: {done.alone_small.texts_rate:.0f}), "
-        f"one text a request {single.texts_rate:.0f}, {MANY_TEXTS} texts {many.texts_rate:.0f} texts/s; "
-        f"others had {single.foreign:.0%} and {many.foreign:.0%} of the cores"
+        f"alone {done.alone.texts_rate:.0f}, one text a request {done.single.texts_rate:.0f}, "
+        f"{MANY_TEXTS} texts {done.many.texts_rate:.0f}, mixed {done.mixed.texts_rate:.0f} "
+        f"(alone {done.alone_mixed.texts_rate:.0f}) texts/s; others had {done.single.foreign:.0%} of the cores"
     )
-
-
-def _verdict(ceiling: Ceiling) -> str:
-    one = ceiling.one_connection
-    return "\n".join(
-        (
-            f"One text a request, {SINGLE_CONNECTIONS} connections: {_show(ceiling.single)} of the model alone; "
-            f"by CPU time {_show(ceiling.cpu_single)}",
-            f"{MANY_TEXTS} texts a request, {MANY_CONNECTIONS} connections: {_show(ceiling.many)}; "
-            f"by CPU time {_show(ceiling.cpu_many)}",
-            f"One connection: p50 {one.p50.median:.2f} ms, {_show(one.ratio)} of the fastest single run",
-            f"{'PASS' if ceiling.passed else 'MISSED'}, target {ceiling.target}"
-            + ("" if ceiling.is_quiet else " (by CPU time, for others used the machine as well)"),
-        )
-    )
-
-
-def _show(spread: Spread) -> str:
-    return f"{spread.median:.3f} (from {spread.min:.3f} to {spread.max:.3f})"
-
-
-def main() -> int:
-    """Measure, print, save; exit status 1 where the target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m perf.ceiling", description="The server against its own model.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, in lower case")
-    parser.add_argument("--no-save", action="store_true", help="print only")
-    options = parser.parse_args()
-    settings = dict(given.split("=", 1) for given in options.set)
-    with Stack(**settings) as stack:
-        ceiling = measure(stack, options.rounds, options.seconds)
-    print(_verdict(ceiling))
-    if not options.no_save:
-        given = "".join(f" --set {name}={value}" for name, value in settings.items())
-        command = f"python -m perf.ceiling --rounds {options.rounds} --seconds {options.seconds:g}{given}"
-        print(save_result(make_result("ceiling", command, settings, ceiling)).name)
-    return int(not ceiling.passed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

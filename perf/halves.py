@@ -42,6 +42,7 @@ def half_a_server(kind: str, **settings: object) -> Iterator[tuple[Target, dict[
     """An engine of this kind and one front end; gives the address and the processes by name."""
     stack = Stack(frontends=1, **settings)  # type: ignore[arg-type]
     with tempfile.TemporaryFile() as output, contextlib.ExitStack() as ends:
+        ends.callback(stack.__exit__)
         # Killed processes leave their files, and here there is no supervisor to remove the folder.
         ends.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         pids = {}

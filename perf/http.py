@@ -42,14 +42,16 @@ def build_request(target: Target, texts: Sequence[str], **fields: object) -> byt
 class Connection(asyncio.Protocol):
     """One keep-alive connection with at most one request under way.
 
-    `on_answer` gets the connection and, on it: `status` (BROKEN where there was none), `head` and `body` as they came,
-    `number` and `from_ns` as they were given to `send`. Whoever gets BROKEN opens the connection anew, with `open`.
+    `on_answer` gets the connection and, on it: `status` (BROKEN where there was none), `head` and `body` as they came
+    at `answered_ns`, `number` and `from_ns` as they were given to `send`. Whoever gets BROKEN opens the connection
+    anew, with `open`.
     """
 
     __slots__ = (
         "_chunks",
         "_missing",
         "_to",
+        "answered_ns",
         "body",
         "from_ns",
         "head",
@@ -68,6 +70,7 @@ class Connection(asyncio.Protocol):
         self.body = b""
         self.number = 0
         self.from_ns = 0
+        self.answered_ns = 0
         self._chunks: list[bytes] = []
         self._missing = -1
         self._to: asyncio.Transport | None = None
@@ -145,5 +148,6 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, status: int) -> None:
         self.status = status
+        self.answered_ns = time.monotonic_ns()
         self.is_busy = False
         self.on_answer(self)

@@ -166,6 +166,8 @@ class OpenLoop:
     def _answer(self, connection: Connection) -> None:
         if connection.number >= self._first:
             self._recorder.note(connection)
+        else:
+            self._recorder.note_early(connection)
         self._settle()
 
     def _settle(self) -> None:

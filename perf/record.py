@@ -21,7 +21,8 @@ Check = Callable[[Connection], bool]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One run. Rates are requests per second; times are in the unit their name ends with.
+    """One run. Rates are requests per second; times are in the unit their name ends with. `achieved_rate` counts right
+    answers in the window, so that one that comes after its end is in the latencies and not in the rate.
 
     `errors` counts by status, "broken" (no answer), "wrong" (the check said so) and "unanswered" (gave up waiting);
     such requests are not in the latencies. `distinct` is how many different requests were sent. `void` says why these
@@ -44,11 +45,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A report and what it was made of: latencies in ns, and the answers by the client's port."""
+    """A report and what it was made of: latencies in ns, the answers by the client's port, the generator's lags in ns
+    (none in a closed loop).
+    """
 
     report: Report
     latencies: Nanoseconds
     by_port: dict[int, int]
+    lags: Nanoseconds
 
 
 class Recorder:
@@ -60,6 +64,7 @@ class Recorder:
         self._by_port: Counter[int] = Counter()
         self.errors: Counter[str] = Counter()
         self.is_open = False
+        self._in_window = 0
         self._began_ns = self._cpu_ns = 0
         self.seconds = 0.0
 
@@ -82,8 +87,13 @@ class Recorder:
         elif self._check is not None and not self._check(connection):
             self.errors["wrong"] += 1
         else:
-            self._latencies.append(time.monotonic_ns() - connection.from_ns)
+            self._latencies.append(connection.answered_ns - connection.from_ns)
             self._by_port[connection.local_port] += 1
+            self.note_early(connection)
+
+    def note_early(self, connection: Connection) -> None:
+        """Count an answer to a request of the warm-up: all that is answered in the window makes the achieved rate."""
+        self._in_window += self.is_open and connection.status == 200
 
     def closed(self, connections: int, distinct: int) -> Run:
         """The run of a closed loop."""
@@ -93,38 +103,65 @@ class Recorder:
             mode="closed",
             connections=connections,
             seconds=self.seconds,
-            achieved_rate=len(times) / self.seconds,
+            achieved_rate=self._in_window / self.seconds,
             requests=requests,
             distinct=min(distinct, requests),
             errors=dict(+self.errors),
             latency_ms=percentiles(times),
             generator_cpu_us=self._cpu_ns / 1e3 / max(1, requests),
         )
-        return Run(report, times, dict(self._by_port))
+        return Run(report, times, dict(self._by_port), np.zeros(0, np.int64))
 
     def open(self, connections: int, distinct: int, *, offered: int, dropped: int, lags: Nanoseconds) -> Run:
         """The run of an open loop that offered so many requests in the window."""
         run = self.closed(connections, distinct)
-        lag = percentiles(lags)
-        void = []
-        if lag is not None and lag.p99 > MOST_LAG_P99_MS:
-            void.append(f"the generator was late: p99 {lag.p99:.1f} ms")
-        if dropped:
-            void.append(f"{dropped} requests found no free connection")
-        if unanswered := self.errors["unanswered"]:
-            void.append(f"{unanswered} requests were never answered")
-        offered_rate = offered / self.seconds
         report = msgspec.structs.replace(
-            run.report, mode="open", offered_rate=offered_rate, dropped=dropped, lag_ms=lag, void=tuple(void)
+            run.report,
+            mode="open",
+            offered_rate=offered / self.seconds,
+            dropped=dropped,
+            lag_ms=percentiles(lags),
+            void=reasons(lags, dropped, self.errors["unanswered"]),
         )
-        return msgspec.structs.replace(run, report=report)
+        return msgspec.structs.replace(run, report=report, lags=lags)
 
 
-def texts_per_second(run: Run, texts_per_request: int) -> float:
-    """Rate of texts answered rightly."""
-    return run.report.achieved_rate * texts_per_request
+def reasons(lags: Nanoseconds, dropped: int, unanswered: int) -> tuple[str, ...]:
+    """Why an open loop's numbers must not be used; empty where they may."""
+    lag = percentiles(lags)
+    found = []
+    if lag is not None and lag.p99 > MOST_LAG_P99_MS:
+        found.append(f"the generator was late: p99 {lag.p99:.1f} ms")
+    if dropped:
+        found.append(f"{dropped} requests found no free connection")
+    if unanswered:
+        found.append(f"{unanswered} requests were never answered")
+    return tuple(found)
 
 
-def total_errors(runs: Sequence[Run]) -> int:
-    """Requests that got no right answer."""
-    return sum(sum(run.report.errors.values()) + run.report.dropped for run in runs)
+def merge(runs: Sequence[Run]) -> Run:
+    """One run of several generators that ran at the same time, each with requests of its own."""
+    reports = [run.report for run in runs]
+    latencies = np.concatenate([run.latencies for run in runs])
+    lags = np.concatenate([run.lags for run in runs])
+    errors = sum((Counter(report.errors) for report in reports), Counter[str]())
+    dropped = sum(report.dropped for report in reports)
+    requests = sum(report.requests for report in reports)
+    offered = [report.offered_rate for report in reports if report.offered_rate is not None]
+    report = msgspec.structs.replace(
+        reports[0],
+        connections=sum(report.connections for report in reports),
+        seconds=max(report.seconds for report in reports),
+        achieved_rate=sum(report.achieved_rate for report in reports),
+        requests=requests,
+        distinct=sum(report.distinct for report in reports),
+        errors=dict(errors),
+        latency_ms=percentiles(latencies),
+        generator_cpu_us=sum(r.generator_cpu_us * r.requests for r in reports) / max(1, requests),
+        offered_rate=sum(offered) if offered else None,
+        dropped=dropped,
+        lag_ms=percentiles(lags),
+        void=reasons(lags, dropped, errors["unanswered"]),
+    )
+    by_port = {port: count for run in runs for port, count in run.by_port.items()}
+    return Run(report, latencies, by_port, lags)

@@ -6,13 +6,12 @@ python -m perf.report [FILE ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from perf.results import RESULTS, Result, load_result
-
-Row = Sequence[str]
+from perf.tables import bench_table, ladder_table, load_test_table, spread_text, table
 
 
 def markdown(result: Result) -> str:
@@ -27,23 +26,6 @@ def markdown(result: Result) -> str:
     return f"### {result.name}\n\n{about}\n\n{body}\n"
 
 
-def ceiling_table(data: dict[str, Any]) -> str:
-    """The server against the model alone."""
-    alone = [round_["alone"]["texts_rate"] for round_ in data["rounds"]]
-    rows = [("ONNX Runtime alone", _range(alone), "1", "1", "")]
-    for name, key in (("one text a request, 64 connections", "single"), ("32 texts a request, 4 connections", "many")):
-        phases = [round_[key] for round_ in data["rounds"]]
-        rates = [phase["texts_rate"] for phase in phases]
-        p50, p99 = (_middle([phase["report"]["latency_ms"][p] for phase in phases]) for p in ("p50", "p99"))
-        rows.append((name, _range(rates), _spread(data[key]), _spread(data[f"cpu_{key}"]), f"{p50:.0f} / {p99:.0f}"))
-    one = data["one_connection"]
-    head = ("", "texts/s (range)", "of the model alone", "the same by CPU time", "p50 / p99, ms")
-    return (
-        f"{_table(head, rows)}\n\nOne connection: p50 {_spread(one['p50'])} ms, {_spread(one['ratio'])} times the "
-        f"fastest single run. Memory: {_memory(data['memory'])}."
-    )
-
-
 def sweep_table(data: dict[str, Any]) -> str:
     """A setting's values in every scenario."""
     rows = [
@@ -51,14 +33,14 @@ def sweep_table(data: dict[str, Any]) -> str:
             scenario,
             value,
             f"{found['texts_rate']['median']:.0f}",
-            _spread(found["relative"]),
+            spread_text(found["relative"]),
             f"{found['total_cpu_us']['median']:.0f}",
             f"{found['p50_ms']['median']:.1f} / {found['p99_ms']['median']:.1f}",
         )
         for scenario, values in data.items()
         for value, found in values.items()
     ]
-    return _table(("scenario", "value", "texts/s", "relative (range)", "CPU, us a text", "p50 / p99, ms"), rows)
+    return table(("scenario", "value", "texts/s", "relative (range)", "CPU, us a text", "p50 / p99, ms"), rows)
 
 
 def micro_table(data: dict[str, Any]) -> str:
@@ -67,7 +49,7 @@ def micro_table(data: dict[str, Any]) -> str:
     frontend, engine = data["frontend"], data["engine"]
     rows.append(("front end, whole request, engine answers at once", f"{frontend['frontend_us']:.0f}"))
     rows.append(("engine, all but the model", f"{engine['engine_us']:.1f}"))
-    return _table(("step", "CPU, us an item"), rows)
+    return table(("step", "CPU, us an item"), rows)
 
 
 def limits_table(data: dict[str, Any]) -> str:
@@ -76,7 +58,7 @@ def limits_table(data: dict[str, Any]) -> str:
         (name, *(f"{found[key]:.{digits}f}" for key, digits in (("p50_us", 1), ("p99_us", 1), ("stall_ms", 1))))
         for name, found in data.items()
     ]
-    return _table(("", "admit p50, us", "p99, us", "longest stall of the loop, ms"), rows)
+    return table(("", "admit p50, us", "p99, us", "longest stall of the loop, ms"), rows)
 
 
 def gateway_table(data: dict[str, Any]) -> str:
@@ -92,41 +74,22 @@ def gateway_table(data: dict[str, Any]) -> str:
     ]
     return "\n\n".join(
         (
-            _table(("store", "load", "most in any 60 s, of the limit", "passed in whole cycles, of the limit"), limits),
-            _table(("512 inputs a request", "JSON, us an input", "raw", "times"), raw),
+            table(("store", "load", "most in any 60 s, of the limit", "passed in whole cycles, of the limit"), limits),
+            table(("512 inputs a request", "JSON, us an input", "raw", "times"), raw),
             f"A hit of the cache over HTTP, one connection: p50 {data['hit_p50_ms']:.2f} ms.",
         )
     )
 
 
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
-    "ceiling": ceiling_table,
+    "bench": bench_table,
+    "ladder": ladder_table,
+    "load-test": load_test_table,
     "sweep": sweep_table,
     "micro": micro_table,
     "limits": limits_table,
     "gateway": gateway_table,
 }
-
-
-def _table(head: Row, rows: Sequence[Row]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _spread(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['min']:.2f}–{spread['max']:.2f})"
-
-
-def _range(values: Sequence[float]) -> str:
-    return f"{_middle(values):.0f} ({min(values):.0f}–{max(values):.0f})"
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def _memory(processes: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{name} {m['rss']:.0f} MiB (PSS {m['pss']:.0f})" for name, m in processes.items())
 
 
 def main() -> int:

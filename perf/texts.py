@@ -2,7 +2,7 @@
 
 Every word of the list is one token of BERT's English vocabulary, so a text's length is known without a tokenizer, and
 a load generator needs no model. Lengths count the two special tokens, as the model sees them. All texts of one call
-are distinct, so that a cache cannot flatter.
+are distinct, so that a cache cannot flatter, but those of `repeated_texts` and `original_texts`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Kind: TypeAlias = Literal["short", "passage", "mixed"]
 OVERHEAD = 3
 SHORTEST, LONGEST = 4, 256
 MIXED_MEDIAN, MIXED_SIGMA = 24, 0.9
+REPEATED = 20_000
 
 _WORDS: Final = """
     able about above across action actor after again age agree air album allow almost alone along already also always
@@ -83,6 +84,25 @@ def exact_texts(tokens: int, count: int, seed: int = 0) -> list[str]:
     if tokens == SHORTEST and count > len(WORDS):
         raise ValueError(f"There are only {len(WORDS)} texts of {SHORTEST} tokens.")
     return _distinct(chance, count, lambda _: tokens)
+
+
+def repeated_texts(count: int, seed: int = 0) -> list[str]:
+    """So many of 20,000 texts of 16 tokens, text n with a weight of 1/n (Zipf): what a cache is for."""
+    chance = random.Random(f"repeated {seed}")  # noqa: S311
+    texts = exact_texts(16, REPEATED, seed)
+    return chance.choices(texts, [1 / n for n in range(1, REPEATED + 1)], k=count)
+
+
+def original_texts(count: int, seed: int = 0) -> list[str]:
+    """The four kinds of the original project's load test, a quarter each; many come again and again."""
+    chance = random.Random(f"original {seed}")  # noqa: S311
+    kinds: tuple[Callable[[], str], ...] = (
+        lambda: f"Query {chance.randint(1, 100_000)}",
+        lambda: f"Document {chance.randint(1, 10_000)}",
+        lambda: "Short text",
+        lambda: "Longer text " * chance.randint(5, 20),
+    )
+    return [chance.choice(kinds)() for _ in range(count)]
 
 
 def _distinct(chance: random.Random, count: int, length: Callable[[random.Random], int]) -> list[str]:

@@ -13,9 +13,9 @@ COMMITTED = sorted(RESULTS.glob("*.json"))
 
 
 def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    result = make_result("ceiling", "python -m perf.ceiling", {"lanes": "2"}, {"ratio": spread([1.0, 2.0])})
+    result = make_result("bench", "python -m perf.bench", {"lanes": "2"}, {"ratio": spread([1.0, 2.0])})
     path = save_result(result, tmp_path)
-    assert path.name == f"ceiling-{result.machine.slug}.json"
+    assert path.name == f"bench-{result.machine.slug}.json"
     found = load_result(path)
     assert (found.name, found.command, found.settings, found.commit) == (
         result.name,

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 
 import pytest
 import tokenizers
 
 from ipc.bundle import TOKENIZER, Bundle
-from perf.texts import KINDS, LONGEST, SHORTEST, WORDS, Kind, exact_texts, make_texts
+from perf.texts import KINDS, LONGEST, SHORTEST, WORDS, Kind, exact_texts, make_texts, original_texts, repeated_texts
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,19 @@ def test_exact_texts_are_distinct() -> None:
 def test_texts_that_cannot_be_are_refused(tokens: int, count: int) -> None:
     with pytest.raises(ValueError, match="4 tokens"):
         exact_texts(tokens, count)
+
+
+def test_repeated_texts_come_again_as_zipf_says() -> None:
+    texts = repeated_texts(5000)
+    counts = [count for _, count in Counter(texts).most_common()]
+    assert len(counts) < len(texts)
+    # The commonest of 20,000 has a weight of 1 among 10.5.
+    assert counts[0] / len(texts) == pytest.approx(1 / 10.5, rel=0.2)
+
+
+def test_the_original_texts_are_a_quarter_of_each_kind() -> None:
+    texts = original_texts(4000)
+    kinds = Counter(text.split()[0] + str(text == "Short text") for text in texts)
+    assert set(kinds) == {"QueryFalse", "DocumentFalse", "ShortTrue", "LongerFalse"}
+    assert all(count == pytest.approx(1000, rel=0.15) for count in kinds.values())
+    assert texts == original_texts(4000)
