@@ -99,12 +99,33 @@ def gateway_table(data: dict[str, Any]) -> str:
     )
 
 
+def compare_table(data: dict[str, Any]) -> str:
+    """The first system against each of the others."""
+    rows = [
+        (
+            f"{name} ({found['about']})",
+            _spread(found["texts_rate"], 0),
+            _spread(found["times"]),
+            "" if found["cpu_us"] is None else f"{found['cpu_us']['median']:.0f}",
+            _spread(found["cpu_times"]),
+            f"{_spread(found['p50_ms'], 1)} / {_spread(found['p99_ms'], 1)}",
+            str(sum(found["errors"].values())),
+        )
+        for name, found in data["systems"].items()
+    ]
+    head = ("", "texts/s (range)", f"{data['base']} is times as fast", "CPU, us a text", "times as much")
+    load = f"{data['connections']} connections, {data['texts']} × {data['tokens']} tokens a request."
+    void = "".join(f"\n\n**Void:** {reason}" for reason in data["void"])
+    return f"{load}\n\n{_table((*head, 'p50 / p99, ms', 'errors'), rows)}{void}"
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "ceiling": ceiling_table,
     "sweep": sweep_table,
     "micro": micro_table,
     "limits": limits_table,
     "gateway": gateway_table,
+    "compare": compare_table,
 }
 
 
@@ -113,8 +134,11 @@ def _table(head: Row, rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _spread(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['min']:.2f}–{spread['max']:.2f})"
+def _spread(spread: dict[str, float] | None, digits: int = 2) -> str:
+    if spread is None:
+        return ""
+    median, least, most = (f"{spread[part]:.{digits}f}" for part in ("median", "min", "max"))
+    return f"{median} ({least}–{most})"
 
 
 def _range(values: Sequence[float]) -> str:
