@@ -2,7 +2,7 @@
 
 Runs in mosec's environment:
 
-python -m perf.peers.mosec_worker --address 127.0.0.1 --port PORT, with PEER_GRAPH and PEER_TOKENIZER set
+python -m perf.peers.mosec_worker --address 127.0.0.1 --port PORT, with PEER_GRAPH, PEER_TOKENIZER and PEER_BATCH set
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from mosec.errors import ValidationError
 from tokenizers import Tokenizer
 
 MAX_TOKENS = 256
-BATCH = 8
+# Texts in a run of the model, and requests in a batch of mosec's.
+ROWS = 8
+BATCH = int(os.environ["PEER_BATCH"])
 # Under load a batch fills at once; alone, a request pays this in vain.
 WAIT_MS = 1
 WORKERS = len(os.sched_getaffinity(0))
@@ -46,16 +48,19 @@ class Embedder(Worker):  # type: ignore[misc]
             raise ValidationError("input must be a text or a list of texts")
         return [texts] if isinstance(texts, str) else texts
 
-    def forward(self, data: list[list[str]]) -> list[dict[str, Any]]:
-        """The answers to a batch of requests."""
+    def forward(self, data: Any) -> Any:
+        """The answers to a batch of requests; mosec gives a request alone where a batch is of one."""
+        return self._embed(data) if BATCH > 1 else self._embed([data])[0]
+
+    def _embed(self, data: list[list[str]]) -> list[dict[str, Any]]:
         encodings = self._tokenizer.encode_batch_fast([text for texts in data for text in texts])
         by_length: defaultdict[int, list[int]] = defaultdict(list)
         for place, encoding in enumerate(encodings):
             by_length[len(encoding.ids)].append(place)
         vectors: list[Any] = [None] * len(encodings)
         for places in by_length.values():
-            for first in range(0, len(places), BATCH):
-                part = places[first : first + BATCH]
+            for first in range(0, len(places), ROWS):
+                part = places[first : first + ROWS]
                 ids = np.array([encodings[place].ids for place in part], np.int32)
                 for place, vector in zip(part, self._session.run(None, {"input_ids": ids})[0], strict=True):
                     vectors[place] = vector

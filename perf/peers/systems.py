@@ -37,6 +37,7 @@ STOP_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.1
 MODEL_NAME: Final = "all-MiniLM-L6-v2"
 INFINITY_ENGINES: Final = {"onnx": "optimum", "torch": "torch"}
+MOSEC_BATCH: Final = 8
 _LOG_LINES: Final = 15
 
 
@@ -63,8 +64,11 @@ class System:
     most_texts: int | None = None
 
 
-def parse_system(name: str, key: str = "", model: str = MODEL_NAME) -> System:
-    """The system of this name; `key` and `model` are sent to those that run already. Raises StartError."""
+def parse_system(name: str, key: str = "", model: str = MODEL_NAME, texts: int = 1) -> System:
+    """The system of this name, for requests with so many texts. Raises StartError.
+
+    `key` and `model` are sent to servers that run already.
+    """
     kind, _, rest = name.partition(":")
     if name == "here":
         return System(name, "this checkout", _here)
@@ -78,7 +82,7 @@ def parse_system(name: str, key: str = "", model: str = MODEL_NAME) -> System:
         about = f"Infinity {pinned('infinity', 'infinity_emb')}, {INFINITY_ENGINES[rest]} engine"
         return System(name, about, lambda: _infinity(INFINITY_ENGINES[rest]))
     if name == "mosec":
-        return System(name, f"mosec {pinned('mosec', 'mosec')} with a tuned worker", _mosec)
+        return System(name, f"mosec {pinned('mosec', 'mosec')} with a tuned worker", lambda: _mosec(texts))
     if name == "original":
         return System(name, "the original's code, reconstructed from its description", _original, most_texts=1)
     raise StartError(
@@ -167,11 +171,16 @@ def _infinity(engine: str) -> Iterator[Running]:
 
 
 @contextmanager
-def _mosec() -> Iterator[Running]:
+def _mosec(texts: int) -> Iterator[Running]:
     python = interpreter("mosec")
     bundle = load_bundle(ensure_bundle(DEFAULT_MODEL, ROOT / "data"))
     port = free_port()
-    env = {"PEER_GRAPH": str(bundle.path(bundle.precisions["fp32"])), "PEER_TOKENIZER": str(bundle.path(TOKENIZER))}
+    env = {
+        "PEER_GRAPH": str(bundle.path(bundle.precisions["fp32"])),
+        "PEER_TOKENIZER": str(bundle.path(TOKENIZER)),
+        # A worker that took several large requests would leave the other one idle.
+        "PEER_BATCH": str(max(1, MOSEC_BATCH // texts)),
+    }
     options = ["--address", "127.0.0.1", "--port", str(port), "--timeout", "30000", "--log-level", "warning"]
     with Launch() as launch:
         process = launch.start([str(python), "-m", "perf.peers.mosec_worker", *options], env)
