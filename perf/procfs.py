@@ -124,3 +124,19 @@ def owners_of_ports(server_port: int, pids: Iterable[int]) -> dict[int, int]:
                 if port is not None:
                     owners[port] = pid
     return owners
+
+
+def descendants(pids: Iterable[int]) -> list[int]:
+    """These processes and all below them that run now."""
+    children: dict[int, list[int]] = {}
+    for folder in PROC.iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                # The name before it may hold spaces and brackets.
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(folder.name))
+    found, left = [], list(pids)
+    while left:
+        found.append(left.pop())
+        left += children.get(found[-1], [])
+    return found

@@ -81,6 +81,26 @@ def gateway_table(data: dict[str, Any]) -> str:
     )
 
 
+def compare_table(data: dict[str, Any]) -> str:
+    """The first system against each of the others."""
+    rows = [
+        (
+            f"{name} ({found['about']})",
+            spread_text(found["texts_rate"], 0),
+            spread_text(found["times"]),
+            "" if found["cpu_us"] is None else f"{found['cpu_us']['median']:.0f}",
+            spread_text(found["cpu_times"]),
+            f"{spread_text(found['p50_ms'], 1)} / {spread_text(found['p99_ms'], 1)}",
+            str(sum(found["errors"].values())),
+        )
+        for name, found in data["systems"].items()
+    ]
+    head = ("", "texts/s (range)", f"{data['base']} is times as fast", "CPU, us a text", "times as much")
+    load = f"{data['connections']} connections, {data['texts']} × {data['tokens']} tokens a request."
+    void = "".join(f"\n\n**Void:** {reason}" for reason in data["void"])
+    return f"{load}\n\n{table((*head, 'p50 / p99, ms', 'errors'), rows)}{void}"
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "bench": bench_table,
     "ladder": ladder_table,
@@ -89,6 +109,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "micro": micro_table,
     "limits": limits_table,
     "gateway": gateway_table,
+    "compare": compare_table,
 }
 
 

@@ -35,6 +35,8 @@ class Stack:
     """
 
     def __init__(self, bundle: Path | None = None, **settings: object) -> None:
+        # The checkout that is started; perf.compare starts others as well.
+        self.root = ROOT
         self._folder = tempfile.TemporaryDirectory(prefix="embedlane-")
         self.folder = Path(self._folder.name)
         self.log = self.folder / "output.log"
@@ -62,7 +64,7 @@ class Stack:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tools.serve"],
-                cwd=ROOT,
+                cwd=self.root,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 
-from perf.procfs import Meter, machine_cpu_ns, memory, owners_of_ports, thread_cpu_ns
+from perf.procfs import Meter, descendants, machine_cpu_ns, memory, owners_of_ports, thread_cpu_ns
 
 
 def test_memory_and_cpu_of_this_process() -> None:
@@ -32,3 +33,13 @@ def test_a_connection_is_found_in_the_process_that_holds_it() -> None:
     ):
         owners = owners_of_ports(listener.getsockname()[1], [os.getpid()])
         assert owners == {client.getsockname()[1]: os.getpid()}
+
+
+def test_descendants_are_the_whole_tree() -> None:
+    with subprocess.Popen(["sh", "-c", "cat | cat; true"], stdin=subprocess.PIPE) as shell:
+        while len(found := descendants([shell.pid])) < 3:
+            assert shell.poll() is None
+        assert found[0] == shell.pid
+        assert set(found) <= set(descendants([os.getpid()]))
+        assert shell.stdin is not None
+        shell.stdin.close()
