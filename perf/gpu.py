@@ -88,7 +88,8 @@ class Model:
     @cached_property
     def runner(self) -> CudaRunner:
         """As the engine has it, warm; the slab is page-locked then."""
-        runner = open_cuda_runner(Settings(max_batch_rows=ROWS, max_batch_tokens=TOKENS), self.bundle)
+        settings = Settings(max_batch_rows=ROWS, max_batch_tokens=TOKENS)
+        runner = open_cuda_runner(settings, self.bundle, go_on)
         runner.warm_up(self.slab[:ROWS])
         return runner
 
@@ -101,7 +102,7 @@ class Model:
             session = OrtSession(self.bundle.graph("fp16"), PROVIDER, cuda_options(stream), self.bundle.dim)
             return TimedSession(session, device, stream)
 
-        runner = CudaRunner(device, open_session, self.buckets, self.bundle.dim, lanes=1)
+        runner = CudaRunner(device, open_session, self.buckets, self.bundle.dim, lanes=1, end=go_on)
         runner.warm_up(np.zeros((ROWS, self.bundle.dim), np.float32))
         return runner, device
 
@@ -217,6 +218,10 @@ class Gpu:
         return equal_rate(model.runner, texts, model.slab, LIMITS, seconds, flops, self._peak, least)
 
 
+def go_on() -> None:
+    """In place of ending the process: what was measured before a GPU failed is worth keeping."""
+
+
 STAGES: Final = (
     "environment",
     "kernels",
@@ -231,9 +236,11 @@ STAGES: Final = (
 )
 
 
-def run_stages(stages: Mapping[str, Callable[[], object]]) -> dict[str, Stage]:
-    """All of them, one after the other, whatever becomes of each; says so as it goes."""
-    done = {}
+def run_stages(
+    stages: Mapping[str, Callable[[], object]], save: Callable[[dict[str, Stage]], None]
+) -> dict[str, Stage]:
+    """All of them in order, whatever becomes of each. After each, says so and calls `save` with all so far."""
+    done: dict[str, Stage] = {}
     for name, stage in stages.items():
         began = time.monotonic()
         try:
@@ -245,6 +252,8 @@ def run_stages(stages: Mapping[str, Callable[[], object]]) -> dict[str, Stage]:
             reason = f"{type(error).__name__}: {error}".replace(str(ROOT), ".").replace(str(Path.home()), "~")
             done[name] = Stage(status="failed", seconds=time.monotonic() - began, reason=reason)
         print(f"{name}: {msgspec.json.encode(done[name]).decode()}", flush=True)
+        # A driver that takes the process down with it takes no results.
+        save(done)
     return done
 
 
@@ -274,11 +283,13 @@ def main() -> int:
     parser.add_argument("--no-save", action="store_true", help="print only")
     options = parser.parse_args()
     gpu = Gpu(options.seconds, options.memory_seconds, options.frontends)
-    done = run_stages({name: getattr(gpu, name) for name in options.stages})
-    if not options.no_save:
-        command = f"python -m perf.gpu --seconds {options.seconds:g} --memory-seconds {options.memory_seconds:g}"
-        result = make_result("gpu", command, dict(SERVER), {"stages": done})
-        print(save_result(result).relative_to(ROOT))
+    command = f"python -m perf.gpu --seconds {options.seconds:g} --memory-seconds {options.memory_seconds:g}"
+
+    def save(done: dict[str, Stage]) -> None:
+        if not options.no_save:
+            save_result(make_result("gpu", command, dict(SERVER), {"stages": done}))
+
+    done = run_stages({name: getattr(gpu, name) for name in options.stages}, save)
     return int(any(stage.status != "passed" for stage in done.values()))
 
 

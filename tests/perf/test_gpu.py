@@ -227,12 +227,16 @@ def test_a_stage_that_fails_stops_no_other() -> None:
     def fails() -> object:
         raise RuntimeError(f"no file {ROOT}/data")
 
-    done = run_stages({"bad": fails, "short": lambda: {"a": Missing(missed=["too slow"])}, "good": Missing})
+    saved: list[object] = []
+    done = run_stages(
+        {"bad": fails, "short": lambda: {"a": Missing(missed=["too slow"])}, "good": Missing}, saved.append
+    )
     assert {name: stage.status for name, stage in done.items()} == {
         "bad": "failed",
         "short": "missed",
         "good": "passed",
     }
+    assert len(saved) == 3, "what was found is kept at once"
     assert done["bad"].reason == "RuntimeError: no file ./data"
     assert done["short"].found == {"a": {"missed": ["too slow"]}}
 
