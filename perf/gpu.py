@@ -54,7 +54,7 @@ from perf.gpu_stages import (
 from perf.results import ROOT, make_result, save_result
 from perf.texts import exact_texts, make_texts
 
-ROWS, TOKENS = 512, 16_384
+ROWS, TOKENS = 1024, 16_384
 SERVER: Final = {
     "device": "cuda",
     "max_batch_rows": ROWS,
@@ -129,7 +129,7 @@ class Gpu:
         if not (target / "bundle.json").is_file():
             with tempfile.TemporaryDirectory() as folder:
                 source = write_checkpoint(Path(folder) / "model", BERT_BASE, self._minilm.bundle.path(TOKENIZER))
-                prepare(str(source), target)
+                target = prepare(str(source), target)
         return Model(target)
 
     @cached_property
@@ -213,7 +213,7 @@ class Gpu:
         }
 
     def _equal(self, model: Model, shape: Shape, length: int, least: float = 0.0) -> Rate:
-        texts, flops = model.ids(exact_texts(length, 4 * ROWS)), shape.flops(length)
+        texts, flops = model.ids(exact_texts(length, 5 * ROWS)), shape.flops(length)
         seconds = self._seconds / 4
         return equal_rate(model.runner, texts, model.slab, LIMITS, seconds, flops, self._peak, least)
 
