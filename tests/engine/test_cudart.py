@@ -64,15 +64,16 @@ class Runtime:
         return self._handle(event, "event", flags)
 
     def cudaMalloc(self, target: object, size: int) -> int:  # noqa: N802
-        block = (ctypes.c_uint8 * size)()
-        self.kept.append(block)
-        self.sizes[ctypes.addressof(block)] = size
-        set_pointer(target, ctypes.addressof(block))
+        self.cudaHostAlloc(target, size, 0)
+        self.sizes[target._obj.value] = size  # type: ignore[attr-defined]
         return 0
 
     def cudaHostAlloc(self, target: object, size: int, flags: int) -> int:  # noqa: N802
         assert flags == 0
-        return self.cudaMalloc(target, size)
+        block = (ctypes.c_uint8 * size)()
+        self.kept.append(block)
+        set_pointer(target, ctypes.addressof(block))
+        return 0
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
         assert flags == 0
