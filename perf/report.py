@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from perf.results import RESULTS, Result, load_result
-from perf.tables import bench_table, ladder_table, load_test_table, spread_text, table
+from perf.tables import Row, bench_table, ladder_table, load_test_table, spread_text, table
 
 
 def markdown(result: Result) -> str:
@@ -101,6 +101,30 @@ def compare_table(data: dict[str, Any]) -> str:
     return f"{load}\n\n{table((*head, 'p50 / p99, ms', 'errors'), rows)}{void}"
 
 
+def gpu_table(data: dict[str, Any]) -> str:
+    """Every stage, and every part of one, with what it found."""
+    rows = [row for name, stage in data["stages"].items() for row in _stage_rows(name, stage)]
+    return table(("stage", "", "found"), rows)
+
+
+def _stage_rows(name: str, stage: dict[str, Any]) -> list[Row]:
+    found = stage.get("found") or {}
+    parts = {f"{name}, {part}": value for part, value in found.items() if isinstance(value, dict) and "missed" in value}
+    if parts:
+        return [_stage_row(part, "missed" if value["missed"] else "passed", value) for part, value in parts.items()]
+    return [_stage_row(name, stage["status"], {**found, "missed": found.get("missed") or [stage.get("reason")]})]
+
+
+def _stage_row(name: str, status: str, found: dict[str, Any]) -> Row:
+    why = "; ".join(filter(None, found["missed"]))
+    shown = [
+        f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in found.items()
+        if key != "missed" and value is not None
+    ]
+    return name, f"{status}: {why}" if why else status, ", ".join(shown)
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "bench": bench_table,
     "ladder": ladder_table,
@@ -110,6 +134,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "limits": limits_table,
     "gateway": gateway_table,
     "compare": compare_table,
+    "gpu": gpu_table,
 }
 
 

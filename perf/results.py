@@ -55,7 +55,7 @@ def make_result(name: str, command: str, settings: dict[str, Any], data: Any) ->
         command=command,
         commit=commit(),
         machine=machine(),
-        versions={"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        versions={"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         settings=settings,
         data=msgspec.to_builtins(data),
     )
@@ -93,6 +93,14 @@ def commit() -> str:
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _version(package: str) -> str:
+    """A distribution's version; ONNX Runtime for CUDA is another distribution of the same package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(f"{package}-gpu")
 
 
 def _git(*arguments: str) -> str:

@@ -85,13 +85,19 @@ class Buckets:
 
 
 def _token_sizes(most: int) -> list[int]:
-    """Ascending; the last is the first multiple of the step above `most`."""
+    """Ascending; the last is the first multiple of the step above `most`.
+
+    Above what is captured each is a step more than a round number: as many texts as a batch may have, of one length,
+    often come to that number, and there is a token of padding always.
+    """
     last = (most // TOKEN_STEP + 1) * TOKEN_STEP
     sizes, size = [], TOKEN_STEP
-    while size < last:
+    while size < min(last, CAPTURED_TOKENS + 1):
         sizes.append(size)
-        octave = 1 << (size.bit_length() - 1)
-        size += size if size < CAPTURED_TOKENS else octave // STEPS_PER_OCTAVE
+        size *= 2
+    size = CAPTURED_TOKENS
+    while (size := size + (1 << (size.bit_length() - 1)) // STEPS_PER_OCTAVE) + TOKEN_STEP < last:
+        sizes.append(size + TOKEN_STEP)
     return [*sizes, last]
 
 

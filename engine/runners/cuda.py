@@ -11,6 +11,7 @@ captured graphs and scratch memory for each thread, and grew and raced with seve
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,12 +40,16 @@ PROVIDER = "CUDAExecutionProvider"
 LANES = 2
 # Two runs allocate what the graph needs, the third is captured.
 RUNS_UNTIL_CAPTURED = 3
+# At once, without a word to anybody: whatever waits is asked for again.
+END_PROCESS = partial(os._exit, 1)
 
 
 class CudaRunner:
     """Runs packed batches; `waste` counts what padding to buckets has cost.
 
-    `open_session` is called on the GPU thread, with the stream that the session has to work on.
+    `open_session` is called on the GPU thread, with the stream that the session has to work on. `end` is called when
+    the device fails in a run: CUDA's errors stay, so only another process can go on. What it was about to answer is
+    asked for again there, as after any other death of an engine.
     """
 
     device = "cuda"
@@ -52,9 +57,16 @@ class CudaRunner:
     mixes_lengths = True
 
     def __init__(
-        self, device: Device, open_session: Callable[[int], Session], buckets: Buckets, dim: int, lanes: int = LANES
+        self,
+        device: Device,
+        open_session: Callable[[int], Session],
+        buckets: Buckets,
+        dim: int,
+        lanes: int = LANES,
+        end: Callable[[], None] = END_PROCESS,
     ) -> None:
         self.lanes = lanes
+        self._end = end
         self.waste = Waste()
         self._device = device
         self._buckets = buckets
@@ -95,6 +107,10 @@ class CudaRunner:
         staging = self._free.get()
         try:
             self._run(staging, bucket, texts, rows)
+        except DeviceError as error:
+            log.critical("the GPU failed, so the engine ends and is started anew", extra={"reason": str(error)})
+            self._end()
+            raise
         finally:
             self._free.put(staging)
         with self._counting:
@@ -156,16 +172,23 @@ class OrtSession:
         return partial(self._session.run_with_iobinding, binding, options)
 
 
-def open_cuda_runner(settings: Settings, bundle: Bundle) -> CudaRunner:
+def open_cuda_runner(settings: Settings, bundle: Bundle, end: Callable[[], None] = END_PROCESS) -> CudaRunner:
     """The runner of a bundle's packed graph. Raises StartError where CUDA cannot be used."""
-    device = CudaDevice()
-    return CudaRunner(
-        device,
-        lambda stream: OrtSession(bundle.graph("fp16"), PROVIDER, cuda_options(stream), bundle.dim),
-        Buckets(settings.max_batch_rows, settings.max_batch_tokens, bundle.max_tokens),
-        bundle.dim,
-        settings.lanes or LANES,
-    )
+    device, graph = CudaDevice(), bundle.graph("fp16")
+    try:
+        return CudaRunner(
+            device,
+            lambda stream: OrtSession(graph, PROVIDER, cuda_options(stream), bundle.dim),
+            Buckets(settings.max_batch_rows, settings.max_batch_tokens, bundle.max_tokens),
+            bundle.dim,
+            settings.lanes or LANES,
+            end,
+        )
+    except DeviceError as error:
+        raise StartError(
+            f"The GPU cannot be prepared ({error}): free its memory, or lower EMBEDLANE_MAX_BATCH_TOKENS, "
+            "EMBEDLANE_MAX_BATCH_ROWS or EMBEDLANE_LANES."
+        ) from error
 
 
 def cuda_options(stream: int) -> dict[str, str]:

@@ -27,6 +27,7 @@ class MemoryDevice:
     """Work is a queue for each stream; `synchronize` does what the event needs, and nothing more."""
 
     can_register: bool = True
+    is_lost: bool = False
     allocations: int = 0
     registered: list[Host] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -76,6 +77,8 @@ class MemoryDevice:
             self.put(stream, "wait", lambda: self._reach(reached))
 
     def synchronize(self, event: int) -> None:
+        if self.is_lost:
+            raise DeviceError("cudaEventSynchronize: an illegal memory access was encountered")
         with self._lock:
             self._reach(self._recorded.get(event))
 

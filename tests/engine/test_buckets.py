@@ -67,6 +67,13 @@ def full_batches(lengths: list[int]) -> list[list[int]]:
     return batches[:-1]
 
 
+@pytest.mark.parametrize("length", [16, 32, 50, 128, 256])
+def test_full_batches_of_one_length_waste_little_whatever_bounds_them(length: int) -> None:
+    buckets = Buckets(512, TOKENS, 256)
+    texts = min(512, TOKENS // length)
+    assert buckets.choose(texts, texts * length, length).tokens <= MOST_WASTE * texts * length
+
+
 @pytest.mark.parametrize("kind", ["short", "passage", "mixed"])
 def test_full_batches_waste_little(kind: Kind) -> None:
     lengths = [len(text.split()) + 3 for text in make_texts(kind, 20_000)]

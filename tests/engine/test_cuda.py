@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -15,12 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.runners import cudart
+from engine.runners import cudart, open_runner
 from engine.runners.buckets import Bucket, Buckets
-from engine.runners.cuda import RUNS_UNTIL_CAPTURED, CudaRunner, OrtSession, cuda_options
-from engine.runners.device import EAGER
+from engine.runners.cuda import RUNS_UNTIL_CAPTURED, CudaRunner, OrtSession, cuda_options, open_cuda_runner
+from engine.runners.device import EAGER, DeviceError
+from ipc.bundle import Bundle
 from ipc.errors import StartError
 from ipc.messages import Ids
+from ipc.settings import Settings
 from ipc.slab import Epoch, Slab
 from tests.engine.memory_device import MemoryDevice, SumSession
 
@@ -33,7 +36,11 @@ class Fixture:
         self.device = MemoryDevice()
         self.buckets = Buckets(ROWS, TOKENS, MAX_TOKENS)
         self.rows = np.zeros((64, DIM), np.float32)
-        self.runner = CudaRunner(self.device, self.open, self.buckets, DIM, lanes)
+        self.ends = 0
+        self.runner = CudaRunner(self.device, self.open, self.buckets, DIM, lanes, self.end)
+
+    def end(self) -> None:
+        self.ends += 1
 
     def open(self, stream: int) -> SumSession:
         self.session = SumSession(self.device, stream)
@@ -148,6 +155,14 @@ def test_a_failed_launch_fails_its_batch_and_its_place_is_used_again(fixture: Fi
         assert fixture.rows[:2].tolist() == expected(texts)
 
 
+def test_a_lost_gpu_ends_the_engine(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    fixture.device.is_lost = True
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        fixture.runner.run(make([5]), fixture.rows[:1])
+    assert fixture.ends == 1
+    assert "the GPU failed" in caplog.text
+
+
 def test_waste_counts_real_batches_and_no_warm_up(fixture: Fixture) -> None:
     fixture.runner.warm_up(fixture.rows[:ROWS])
     assert fixture.runner.waste.ratio == 1
@@ -243,6 +258,41 @@ def test_a_provider_that_is_not_there_is_never_replaced_in_silence(tmp_path: Pat
     graph = sum_graph(tmp_path / "sums.onnx")
     with pytest.raises(StartError, match="CUDAExecutionProvider"), pytest.warns(UserWarning, match="CUDA"):
         OrtSession(graph, "CUDAExecutionProvider", cuda_options(7), DIM)
+
+
+def test_on_cuda_a_bundle_with_a_packed_graph_gets_the_packing_runner(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def open_packed(settings: Settings, bundle: Bundle) -> CudaRunner:
+        asked.append(bundle.precisions["fp16"])
+        return Fixture().runner
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr("engine.runners.cuda.open_cuda_runner", open_packed)
+    precisions = {**bundle.precisions, "fp16": "model.fp16.packed.onnx"}
+    runner = open_runner(Settings(), msgspec.structs.replace(bundle, precisions=precisions))
+    assert asked == ["model.fp16.packed.onnx"]
+    assert runner.mixes_lengths
+
+
+def test_on_the_cpu_nothing_is_packed(bundle: Bundle) -> None:
+    runner = open_runner(Settings(device="cpu"), bundle)
+    assert (runner.device, runner.precision, runner.mixes_lengths) == ("cpu", "fp32", False)
+
+
+def test_a_gpu_without_room_is_told_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(size: int) -> int:
+        raise DeviceError("cudaMalloc: out of memory")
+
+    device = MemoryDevice()
+    monkeypatch.setattr(device, "memory", no_room)
+    monkeypatch.setattr("engine.runners.cuda.CudaDevice", lambda: device)
+    monkeypatch.setattr("engine.runners.cuda.OrtSession", lambda *_: SumSession(device, 1))
+    precisions = {**bundle.precisions, "fp16": bundle.precisions["fp32"]}
+    with pytest.raises(StartError, match="out of memory"):
+        open_cuda_runner(Settings(), msgspec.structs.replace(bundle, precisions=precisions))
 
 
 def test_a_machine_without_the_cuda_runtime_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,20 @@ def test_a_batch_serves_several_front_ends_with_one_reply_each(running: Running,
     assert 4 in runner.batches
 
 
+@pytest.mark.parametrize("limits", [Limits(rows=4, tokens=32, max_wait=0, queue_items=100, mixes_lengths=True)])
+def test_a_runner_that_packs_gets_texts_of_several_lengths_at_once(running: Running, runner: SumRunner) -> None:
+    frontend = running.join()
+    runner.gate.clear()
+    for lane in range(runner.lanes):
+        frontend.submit([9], first=1 + lane)
+        runner.wait_started()
+    frontend.submit([1, 1, 1], [2], [3, 3], first=10)
+    until(lambda: len(running.scheduler) == 3)
+    runner.gate.set()
+    assert frontend.vectors(5) == {1: [1, 9], 2: [1, 9], 10: [3, 3], 11: [1, 2], 12: [2, 6]}
+    assert runner.batches == [1, 1, 3]
+
+
 def test_a_failing_run_fails_its_texts_and_no_other(running: Running) -> None:
     frontend = running.join()
     frontend.submit([FAILS], [1, 2])
