@@ -272,7 +272,8 @@ def test_on_cuda_a_bundle_with_a_packed_graph_gets_the_packing_runner(
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr("engine.runners.cuda.open_cuda_runner", open_packed)
     precisions = {**bundle.precisions, "fp16": "model.fp16.packed.onnx"}
-    runner = open_runner(Settings(), msgspec.structs.replace(bundle, precisions=precisions))
+    packed = msgspec.structs.replace(bundle, precisions=precisions, layouts={"fp16": "packed"})
+    runner = open_runner(Settings(), packed)
     assert asked == ["model.fp16.packed.onnx"]
     assert runner.mixes_lengths
 
