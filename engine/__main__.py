@@ -14,7 +14,7 @@ import zmq
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
-from engine.runners.onnx import OnnxRunner
+from engine.runners import open_runner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from engine.twins import Twins
@@ -56,7 +56,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
     began = time.monotonic()
     remove_slabs(run_dir)
     bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
-    runner = OnnxRunner(bundle, settings.device, settings.lanes)
+    runner = open_runner(settings, bundle)
     epoch = Epoch(secrets.randbits(63) | 1)
     slab = Slab.create(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])

@@ -13,23 +13,36 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.runners import Runner
+from engine.runners import Runner, WideRunner
 from engine.scheduler import Item
 from ipc.slab import Rows
 
 log = logging.getLogger(__name__)
 
+# A batch of so few tokens (a few ms) that is alone runs in the loop's own thread: waking a lane and being woken by it
+# takes longer than what may arrive meanwhile would lose.
+BRIEF_TOKENS = 64
+
 
 @dataclass(slots=True)
 class Batch:
-    """Texts on their way through a lane: items[i] goes to row `first + i` of the slab."""
+    """Texts on their way through a lane: items[i] goes to row `first + i` of the slab.
+
+    `alone` says that nothing else ran or waited when it started.
+    """
 
     items: list[Item]
     first: int
     started: int
+    alone: bool = False
     compute_ns: int = 0
     # Which rows hold numbers; None where the run itself failed.
     finite: NDArray[np.bool_] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts, which have one length."""
+        return len(self.items) * len(self.items[0].ids)
 
 
 class Lanes:
@@ -39,7 +52,9 @@ class Lanes:
     """
 
     def __init__(self, runner: Runner, rows: Rows, wake: Callable[[], None]) -> None:
-        self._runner = runner
+        self._run_batch = runner.run
+        self._is_wide = isinstance(runner, WideRunner)
+        self._run_alone = runner.run_alone if isinstance(runner, WideRunner) else runner.run
         self._rows = rows
         self._wake = wake
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
@@ -57,11 +72,20 @@ class Lanes:
         """Whether a batch started now would run at once."""
         return self.busy < len(self._threads)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is something to collect."""
+        return bool(self._done)
+
     def start(self, batch: Batch) -> None:
-        """Give a batch to a lane that is free."""
+        """Give a batch to a lane that is free; a brief one that is alone has run when this returns."""
         assert self.free, "this is a bug: a batch was formed with no lane to run it"
         self.busy += 1
-        self._inbox.put(batch)
+        if batch.alone and self._is_wide and batch.tokens <= BRIEF_TOKENS:
+            self._run(batch)
+            self._done.append(batch)
+        else:
+            self._inbox.put(batch)
 
     def collect(self) -> list[Batch]:
         """Batches that ended since the last call."""
@@ -92,7 +116,8 @@ class Lanes:
         rows = self._rows[batch.first : batch.first + len(batch.items)]
         began, cpu = time.monotonic_ns(), time.thread_time_ns()
         try:
-            self._runner.run([item.ids for item in batch.items], rows)
+            run = self._run_alone if batch.alone else self._run_batch
+            run([item.ids for item in batch.items], rows)
             self.run_cpu_ns += time.thread_time_ns() - cpu
             batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
         except Exception:

@@ -120,6 +120,9 @@ class Engine:
                 self._send(owner, messages.bye(self._epoch))
 
     def _poll(self) -> None:
+        if self._lanes.has_ended:
+            # A brief batch has run in this thread: nothing is waited for, but what came meanwhile is read first.
+            return
         now = time.monotonic_ns()
         # Front ends free rows without a word, so a loop that is short of them looks again soon.
         until = now + ROWS_RETRY_NS if self._short_of_rows else self._bury_at
@@ -208,14 +211,15 @@ class Engine:
             return False
         now = time.monotonic_ns()
         blocked = self._slots.over_share()
-        batch, expired = self._scheduler.next_batch(now, idle=not self._lanes.busy, blocked=blocked)
+        idle = not self._lanes.busy
+        batch, expired = self._scheduler.next_batch(now, idle=idle, blocked=blocked)
         self._short_of_rows = bool(blocked)
         if expired:
             self.counters.expired += len(expired)
             self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
         if batch:
             self._slots.compute(first, [item.sequence for item in batch])
-            self._lanes.start(Batch(batch, first, now))
+            self._lanes.start(Batch(batch, first, now, alone=idle and not self._scheduler))
         return bool(batch or expired)
 
     # publish

@@ -1,6 +1,6 @@
 """Vectors that were computed before: the process's own, and those that all machines share in Redis.
 
-A vector is found by what it was computed from: the model's fingerprint and the token ids. So nothing in a cache is ever
+A vector is found by what it was computed from: model, runner, precision and token ids. So nothing in a cache is ever
 out of date, and what asks for it in another form (fewer dimensions, another encoding) finds the same whole vector.
 """
 
@@ -87,16 +87,16 @@ class CacheCounters:
 class CachedEngine:
     """`EngineClient.embed` with a cache before it; texts that are under way already are waited for, not sent again.
 
-    `fingerprint` is the model's, `remote` what lies behind the process's own cache.
+    `origin` names what computes the vectors, `remote` what lies behind the process's own cache.
     """
 
     def __init__(
-        self, engine: EngineClient, cache: VectorCache, fingerprint: str, remote: RemoteCache | None = None
+        self, engine: EngineClient, cache: VectorCache, origin: str, remote: RemoteCache | None = None
     ) -> None:
         self._engine = engine
         self._cache = cache
         self._remote = remote
-        self._seed = blake2b(fingerprint.encode() + b"\0", digest_size=KEY_BYTES)
+        self._seed = blake2b(origin.encode() + b"\0", digest_size=KEY_BYTES)
         self._nothing_missing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._nothing_missing.set_result(None)
         self._hits = self._misses = self._remote_hits = 0

@@ -47,6 +47,8 @@ async def open_embedder(
         cache = None
         if settings.cache_mb:
             remote = RemoteCache(link, bundle.dim, settings.cache_ttl_s) if link else None
-            cache = CachedEngine(client, VectorCache(settings.cache_mb << 20), bundle.fingerprint, remote)
+            # One model has other vectors in another precision, and may have in another runner.
+            origin = f"{bundle.fingerprint} {settings.runner} {settings.precision}"
+            cache = CachedEngine(client, VectorCache(settings.cache_mb << 20), origin, remote)
             ends.push_async_callback(cache.close)
         yield Embedder(settings, bundle, tokenizer, client, Admission(limiter, settings), cache, cl100k)

@@ -19,6 +19,7 @@ from ipc.errors import StartError
 
 PREFIX = "EMBEDLANE_"
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+RUNNER = re.compile(r"onnx|torch|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # An ipc:// address is a path in sockaddr_un: 108 bytes with the terminating zero, less our longest file name.
 MAX_RUN_DIR_BYTES = 80
 
@@ -35,9 +36,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "cpu", "cuda"],
         Meta(description="where the model runs; auto takes CUDA if there is one, and cuda never falls back"),
     ] = "auto"
+    runner: Annotated[
+        str,
+        Meta(description="what runs the model: onnx, torch, or one of your own as `module:function` (docs/runners.md)"),
+    ] = "onnx"
+    precision: Annotated[
+        Literal["auto", "fp32", "int8", "fp16"],
+        Meta(description="the bundle's graph to run; auto is fp32, and on CUDA fp16 where the bundle has it"),
+    ] = "auto"
     model: Annotated[str, Meta(min_length=1, description="Hugging Face id, model folder or bundle folder")] = (
         DEFAULT_MODEL
     )
+    checkpoint: Annotated[
+        str, Meta(description="folder with the weights for the runner torch; empty: those of `EMBEDLANE_MODEL`")
+    ] = ""
     api_key: Annotated[
         str,
         Meta(description="key clients must send; empty: made once and kept in `EMBEDLANE_DATA_DIR/api-key`"),
@@ -175,6 +187,8 @@ def _explain(error: msgspec.ValidationError) -> str:
 def _check(settings: Settings) -> None:
     if ":" in settings.host:
         raise StartError("EMBEDLANE_HOST must be an IPv4 address or a name: IPv6 is not supported.")
+    if not RUNNER.fullmatch(settings.runner):
+        raise StartError("EMBEDLANE_RUNNER is not valid: choose onnx or torch, or name your own as module:function.")
     if len(os.fsencode(settings.run_path.absolute())) > MAX_RUN_DIR_BYTES:
         raise StartError(
             f"EMBEDLANE_RUN_DIR is longer than {MAX_RUN_DIR_BYTES} bytes, too long for a Unix socket's path: "

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 from xmlrpc.client import Fault, ServerProxy
 
+import msgspec
 from supervisor.xmlrpc import SupervisorTransport
 
 from frontend.auth import load_or_make_key
@@ -32,6 +33,7 @@ from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.settings import PREFIX, Settings, load_settings
 from tools.prepare import ensure_bundle
+from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
 POLL_SECONDS = 0.1
@@ -62,6 +64,9 @@ def main() -> int:
     try:
         settings = load_settings()
         model = ensure_bundle(settings.model, settings.data_path)
+        if settings.runner == "torch" and not settings.checkpoint:
+            weights = ensure_weights(settings.model, settings.data_path)
+            settings = msgspec.structs.replace(settings, checkpoint=str(weights))
         key = load_or_make_key(settings)
         # A front end would start with its own key alone: better said here.
         read_keys(settings.data_path / KEYS_FILE)
@@ -83,6 +88,7 @@ def environment(settings: Settings, model: Path, key: str, run_dir: Path) -> dic
         "PORT": settings.port,
         "FRONTENDS": settings.frontend_count,
         "MODEL": model.absolute(),
+        "CHECKPOINT": settings.checkpoint and Path(settings.checkpoint).absolute(),
         "API_KEY": key,
         "RUN_DIR": run_dir,
         "DATA_DIR": settings.data_path,

@@ -49,3 +49,14 @@ class SumRunner:
 
     def wait_started(self) -> None:
         assert self.started.acquire(timeout=PATIENCE_SECONDS)
+
+
+@dataclass
+class WideSumRunner(SumRunner):
+    """The same with a wide run, which notes the thread it ran in."""
+
+    alone: list[str] = field(default_factory=list)
+
+    def run_alone(self, texts: Sequence[Ids], rows: Rows) -> None:
+        self.alone.append(threading.current_thread().name)
+        self.run(texts, rows)

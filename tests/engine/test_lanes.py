@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engine.lanes import Batch, Lanes
+from engine.lanes import BRIEF_TOKENS, Batch, Lanes
 from engine.scheduler import Item
 from ipc.messages import Priority
-from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner
+from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner, WideSumRunner
 
 
 class Fixture:
-    def __init__(self) -> None:
-        self.runner = SumRunner()
+    def __init__(self, runner: SumRunner) -> None:
+        self.runner = runner
         self.rows = np.zeros((8, 2), np.float32)
         self.done = threading.Semaphore(0)
         self.lanes = Lanes(self.runner, self.rows, self.done.release)
@@ -29,7 +29,7 @@ class Fixture:
 
 @pytest.fixture
 def fixture() -> Iterator[Fixture]:
-    made = Fixture()
+    made = Fixture(SumRunner())
     yield made
     made.runner.gate.set()
     made.lanes.close()
@@ -66,4 +66,49 @@ def test_lanes_run_at_once_and_say_when_none_is_free(fixture: Fixture) -> None:
     assert not fixture.lanes.free
     with pytest.raises(AssertionError, match="bug"):
         fixture.lanes.start(Batch([item], 5, 0))
+    assert fixture.lanes.collect() == []
+
+
+def lone(length: int, *, alone: bool = True) -> Batch:
+    return Batch([Item(1, 1, np.ones(length, np.int32), Priority.INTERACTIVE, 0, 0)], 0, 0, alone)
+
+
+@pytest.fixture
+def wide() -> Iterator[tuple[WideSumRunner, Fixture]]:
+    runner = WideSumRunner()
+    made = Fixture(runner)
+    yield runner, made
+    made.lanes.close()
+
+
+def test_a_brief_batch_that_is_alone_has_run_when_start_returns(wide: tuple[WideSumRunner, Fixture]) -> None:
+    runner, fixture = wide
+    fixture.lanes.start(lone(BRIEF_TOKENS))
+    assert fixture.lanes.busy == 1
+    [batch] = fixture.lanes.collect()
+    assert batch.finite is not None
+    assert fixture.rows[0].tolist() == [BRIEF_TOKENS, BRIEF_TOKENS]
+    assert runner.alone == [threading.current_thread().name]
+    assert not fixture.lanes.busy
+
+
+def test_a_long_batch_that_is_alone_runs_wide_and_not_in_the_loop(wide: tuple[WideSumRunner, Fixture]) -> None:
+    runner, fixture = wide
+    fixture.lanes.start(lone(BRIEF_TOKENS + 1))
+    assert fixture.done.acquire(timeout=PATIENCE_SECONDS)
+    assert [name.partition("-")[0] for name in runner.alone] == ["lane"]
+    assert len(fixture.lanes.collect()) == 1
+
+
+def test_a_batch_with_company_does_not_run_wide(wide: tuple[WideSumRunner, Fixture]) -> None:
+    runner, fixture = wide
+    fixture.lanes.start(lone(1, alone=False))
+    assert fixture.done.acquire(timeout=PATIENCE_SECONDS)
+    assert runner.alone == []
+
+
+def test_a_runner_without_a_wide_run_runs_in_a_lane(fixture: Fixture) -> None:
+    fixture.runner.gate.clear()
+    fixture.lanes.start(lone(1))  # would not return if it ran here
+    fixture.runner.wait_started()
     assert fixture.lanes.collect() == []

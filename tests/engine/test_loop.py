@@ -22,7 +22,7 @@ from ipc.liveness import FrontendIdentity
 from ipc.messages import Status, Submission, Type, Welcome
 from ipc.slab import Epoch, Slab
 from ipc.sockets import bind_engine, connect_frontend
-from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner
+from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner, WideSumRunner
 
 EPOCH = Epoch(77)
 ROWS = 64
@@ -437,6 +437,20 @@ def test_a_twin_outlives_the_cancelling_of_the_text_it_waits_for(running: Runnin
     assert two.vectors(2) == {20: [2, 3], 21: [3, 9]}
     assert one.vectors(3).keys() == {1, 2, 11}
     counted(running, 5)
+
+
+@pytest.mark.parametrize("runner", [WideSumRunner()])
+def test_only_a_text_that_is_alone_runs_wide(running: Running, runner: WideSumRunner) -> None:
+    frontend = running.join()
+    frontend.submit([1, 2])
+    assert frontend.vectors(1) == {1: [2, 3]}
+    assert len(runner.alone) == 1
+    frontend.submit([1, 1], [3], first=10)  # of two lengths, so that the second waits while the first is started
+    assert frontend.vectors(2) == {10: [2, 2], 11: [1, 3]}
+    assert len(runner.alone) == 1
+    frontend.submit([4, 4], [5, 5], first=20)  # one batch, and nothing beside it
+    assert frontend.vectors(2) == {20: [2, 8], 21: [2, 10]}
+    assert len(runner.alone) == 2
 
 
 @with_twins

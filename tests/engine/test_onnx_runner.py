@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.runners.onnx import OnnxRunner, choose_device
+from engine.runners import onnx
+from engine.runners.onnx import MOST_THREADS, OnnxRunner, choose_device
 from ipc.bundle import Bundle
 from ipc.errors import StartError
 from ipc.messages import Ids
@@ -24,6 +25,14 @@ ROWS = 64
 @pytest.fixture(scope="module")
 def runner(bundle: Bundle) -> OnnxRunner:
     return OnnxRunner(bundle, "cpu", lanes=2)
+
+
+@pytest.fixture(scope="module", params=[2, 3, MOST_THREADS])
+def wide(request: pytest.FixtureRequest, bundle: Bundle) -> OnnxRunner:
+    """A runner as on a machine with so many cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "cores", lambda: request.param)
+        return OnnxRunner(bundle, "cpu", lanes=1)
 
 
 @pytest.fixture
@@ -115,6 +124,37 @@ def test_two_lanes_at_once_change_no_bit(runner: OnnxRunner, bundle: Bundle) -> 
     one_by_one = [run(texts) for texts in batches]
     with ThreadPoolExecutor(2) as lanes:
         assert list(lanes.map(run, batches)) == one_by_one
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.one_of(st.integers(2, 40), st.integers(2, 256)),
+    count=st.one_of(st.just(1), st.integers(1, 8)),
+)
+def test_more_threads_change_no_bit(wide: OnnxRunner, bundle: Bundle, seed: int, length: int, count: int) -> None:
+    texts = random_texts(seed, count, length, bundle.vocab_size)
+    by_one, by_all = (np.empty((count, bundle.dim), np.float32) for _ in range(2))
+    wide.run(texts, by_one)
+    wide.run_alone(texts, by_all)
+    assert by_all.tobytes() == by_one.tobytes()
+
+
+def test_on_one_core_there_is_nothing_to_share_a_run_with(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "cores", lambda: 1)
+    opened = []
+    real = ort.InferenceSession
+
+    def note(*arguments: object, **options: object) -> object:
+        opened.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", note)
+    runner = OnnxRunner(bundle, "cpu", lanes=1)
+    row = np.zeros((1, bundle.dim), np.float32)
+    runner.run_alone(random_texts(1, 1, 9, bundle.vocab_size), row)
+    assert len(opened) == 1
+    assert row.any()
 
 
 def test_cuda_is_never_replaced_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:

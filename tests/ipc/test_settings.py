@@ -49,6 +49,8 @@ def test_the_table_is_frozen_and_does_not_show_its_secret() -> None:
         ("EMBEDLANE_PORT", "eighty", "EMBEDLANE_PORT is not valid: expected `int`"),
         ("EMBEDLANE_PORT", "70000", "EMBEDLANE_PORT is not valid: expected `int` <= 65535"),
         ("EMBEDLANE_DEVICE", "tpu", "choose one of 'auto', 'cpu', 'cuda'"),
+        ("EMBEDLANE_RUNNER", "onxx", "EMBEDLANE_RUNNER is not valid: choose onnx or torch"),
+        ("EMBEDLANE_PRECISION", "fp64", "choose one of 'auto', 'fp32', 'int8', 'fp16'"),
         ("EMBEDLANE_MAX_WAIT_MS", "-1", "EMBEDLANE_MAX_WAIT_MS is not valid"),
         ("EMBEDLANE_CACHE_MB", "-1", "EMBEDLANE_CACHE_MB is not valid: expected `int` >= 0"),
         ("EMBEDLANE_CACHE_TTL_S", "0", "EMBEDLANE_CACHE_TTL_S is not valid: expected `int` >= 1"),
