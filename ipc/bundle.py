@@ -19,7 +19,8 @@ from ipc.errors import StartError
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
-Pooling = Literal["mean", "cls"]
+# "own": a user's ONNX file that gives the vectors of texts itself.
+Pooling = Literal["mean", "cls", "last", "own"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # A bundle may come from a stranger: no name in it may lead out of its folder.

@@ -35,9 +35,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "cpu", "cuda"],
         Meta(description="where the model runs; auto takes CUDA if there is one, and cuda never falls back"),
     ] = "auto"
-    model: Annotated[str, Meta(min_length=1, description="Hugging Face id, model folder or bundle folder")] = (
-        DEFAULT_MODEL
-    )
+    model: Annotated[
+        str, Meta(min_length=1, description="Hugging Face id, model folder, ONNX file or bundle folder")
+    ] = DEFAULT_MODEL
     api_key: Annotated[
         str,
         Meta(description="key clients must send; empty: made once and kept in `EMBEDLANE_DATA_DIR/api-key`"),

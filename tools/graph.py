@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tools.bert import GELU_ERF, BertConfig
-from tools.checkpoint import Checkpoint, Weights
+from tools.checkpoint import Checkpoint, Usage, Weights
 
 # Old on purpose, so that any ONNX Runtime of the last years loads the graph. The operators are meant to have kernels in
 # its CUDA provider too; this has not been tried on a GPU yet.
@@ -28,9 +28,13 @@ SHORTEST = 1e-12
 
 
 class Nodes:
-    """A graph under construction: each call adds one node and gives the name of its output."""
+    """A graph under construction: each call adds one node and gives the name of its output.
 
-    def __init__(self) -> None:
+    `prefix` begins the names of outputs that get none.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
@@ -41,7 +45,7 @@ class Nodes:
 
         ONNX Runtime's own operators are told by `domain=MICROSOFT` among the attributes.
         """
-        output = output or f"{operator}_{len(self.nodes)}"
+        output = output or f"{self.prefix}{operator}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output, *unused], name=output, **attributes))
         return output
 
@@ -55,9 +59,7 @@ def build_graph(checkpoint: Checkpoint) -> ModelProto:
     """The whole model, from token ids to pooled and (if the model says so) normalized vectors."""
     nodes = Nodes()
     hidden = ENCODERS[checkpoint.config.model_type](nodes, checkpoint.config, checkpoint.weights)
-    pooled = _mean(nodes, hidden) if checkpoint.pooling == "mean" else _first(nodes, hidden)
-    vectors = _unit_length(nodes, pooled) if checkpoint.normalize else pooled
-    nodes.add("Squeeze", vectors, nodes.constant("token_axis", np.array([1])), output="embeddings")
+    add_head(nodes, hidden, checkpoint)
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["batch", "length"])
     rows = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", checkpoint.config.hidden_size])
     return helper.make_model(
@@ -66,6 +68,16 @@ def build_graph(checkpoint: Checkpoint) -> ModelProto:
         ir_version=IR_VERSION,
         producer_name="embedlane",
     )
+
+
+def add_head(nodes: Nodes, hidden: str, usage: Usage) -> None:
+    """Pooling and normalization, from the states [batch, length, dim] to `embeddings` [batch, dim].
+
+    Only operators whose form is the same in every opset from 11 on: graphs that others made have all of them.
+    """
+    pooled = _mean(nodes, hidden) if usage.pooling == "mean" else _one(nodes, hidden, usage.pooling)
+    vectors = _unit_length(nodes, pooled) if usage.normalize else pooled
+    nodes.add("Reshape", vectors, nodes.constant("rows", np.array([0, -1])), output="embeddings")
 
 
 def _encode_bert(nodes: Nodes, config: BertConfig, weights: Weights) -> str:
@@ -141,16 +153,17 @@ def _add_and_norm(nodes: Nodes, config: BertConfig, weights: Weights, prefix: st
 
 def _mean(nodes: Nodes, hidden: str) -> str:
     """The mean over a text's tokens, [batch, 1, hidden]: the product of the row 1/length, … with the states."""
-    shape = nodes.add("Shape", "input_ids", start=1, end=2)
+    shape = nodes.add("Gather", nodes.add("Shape", "input_ids"), nodes.constant("length_axis", np.array([1])))
     one_row = nodes.add("Concat", nodes.constant("one", np.array([1])), shape, axis=0)
     ones = nodes.add("ConstantOfShape", one_row, value=helper.make_tensor("fill", TensorProto.FLOAT, [1], [1.0]))
     row = nodes.add("Div", ones, nodes.add("Cast", shape, to=TensorProto.FLOAT))
     return nodes.add("MatMul", row, hidden)
 
 
-def _first(nodes: Nodes, hidden: str) -> str:
-    """The first token's state, [batch, 1, hidden]."""
-    return nodes.add("Gather", hidden, nodes.constant("first_token", np.array([0])), axis=1)
+def _one(nodes: Nodes, hidden: str, pooling: str) -> str:
+    """The state of the first token ("cls") or the last, [batch, 1, hidden]."""
+    token = np.array([0 if pooling == "cls" else -1])
+    return nodes.add("Gather", hidden, nodes.constant("token", token), axis=1)
 
 
 def _unit_length(nodes: Nodes, vectors: str) -> str:

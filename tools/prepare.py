@@ -1,6 +1,6 @@
 """Make a model bundle: fetch → checkpoint → graph → verify → publish, and only then is there a bundle.
 
-    python -m tools.prepare [SOURCE] [--out FOLDER] [--force]
+    python -m tools.prepare [SOURCE] [--out FOLDER] [--force] [--trust-remote-code]
 
 Each stage is the module of its name; this one has the order, the lock and the rename. A bundle is built in a hidden
 folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated.
@@ -25,10 +25,13 @@ import msgspec
 from ipc.bundle import MANIFEST, TOKENIZER, Bundle, FileRecord, Manifest, Parity, hash_file, load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL, load_settings
-from tools.fetch import WANTED, WEIGHTS, Fetched, Say, fetch, is_model_folder
+from tools.fetch import WEIGHTS, Fetched, Say, fetch, find_local
 
 if TYPE_CHECKING:
-    from tools.checkpoint import Checkpoint
+    from onnx import ModelProto
+
+    from tools.checkpoint import Usage
+    from tools.verify import Foreign
 
 GRAPH = "model.fp32.onnx"
 # Protobuf's limit for one file; no BERT that is pooled to one vector is near it.
@@ -38,7 +41,7 @@ MAX_GRAPH_BYTES = 2**31 - 1
 def ensure_bundle(model: str, data_dir: Path, *, say: Say = print) -> Path:
     """The folder of the bundle of `model`, made first if there is none.
 
-    `model` is a bundle's folder, a model's folder, or a Hugging Face id. A bundle that is in place is only looked
+    `model` is a bundle's folder, a model's folder, an ONNX file, or a Hugging Face id. A bundle in place is only looked
     at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served.
     """
     if (Path(model) / MANIFEST).is_file():
@@ -55,19 +58,21 @@ def bundle_folder(model: str, data_dir: Path) -> Path:
     A model's folder may be edited: its files' sizes and times are part of the name, so that a bundle never
     outlives what it was made from.
     """
-    if not is_model_folder(model):
+    local = find_local(model)
+    if local is None:
         return locate_bundle(model, data_dir)
-    folder = Path(model).resolve()
+    folder = local.folder.resolve()
     digest = hashlib.sha256(str(folder).encode())
-    for path in sorted(path for pattern in WANTED for path in folder.glob(pattern)):
+    for path in local.files:
         status = path.stat()
         digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return data_dir / "bundles" / f"{folder.name}-{digest.hexdigest()[:12]}"
 
 
-def prepare(source: str, target: Path, *, force: bool = False, say: Say = print) -> Bundle:
+def prepare(source: str, target: Path, *, force: bool = False, trust_code: bool = False, say: Say = print) -> Bundle:
     """Make the bundle of `source` at `target`, unless it is there already; `force` makes it again.
 
+    Python code that comes with a model is run only with `trust_code`.
     Raises StartError if the model cannot be had or served, its vectors fail verification, or `target` is taken.
     """
     started = time.monotonic()
@@ -80,7 +85,7 @@ def prepare(source: str, target: Path, *, force: bool = False, say: Say = print)
             if there is not None:
                 say(f"ready      {target} (already made; --force makes it again)")
                 return there
-            parity = _build_and_publish(source, target, say)
+            parity = _build_and_publish(source, target, say, trust_code)
     except OSError as error:
         raise StartError(f"The bundle {target} cannot be written ({error}).") from error
     bundle = load_bundle(target, verify=False)
@@ -96,9 +101,10 @@ def _usable(target: Path, source: str, *, verify: bool) -> Bundle | None:
         bundle = load_bundle(target, verify=verify)
     except StartError:
         return None
-    if is_model_folder(source):
+    local = find_local(source)
+    if local is not None:
         # The name of the place tells folders apart; only a place that a person chose needs the weights' hash.
-        same = not verify or bundle.revision == f"sha256:{hash_file(Path(source) / WEIGHTS)}"
+        same = not verify or bundle.revision == local.revision()
     else:
         same = bundle.id == source.partition("@")[0]
     return bundle if same else None
@@ -124,23 +130,23 @@ def _locked(target: Path, say: Say) -> Iterator[None]:
         yield
 
 
-def _build_and_publish(source: str, target: Path, say: Say) -> Parity:
+def _build_and_publish(source: str, target: Path, say: Say, trust_code: bool) -> Parity:
     partial, scratch = _hidden(target, "partial"), _hidden(target, "scratch")
     _remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
     try:
-        fetched = fetch(source, scratch, say)
+        fetched = fetch(source, scratch, say, trust_code=trust_code)
         partial.mkdir()
-        parity = _build(fetched, partial, say)
+        parity = _build(fetched, partial, say, trust_code)
         _publish(partial, target)
     finally:
         _remove(partial, scratch)
     return parity
 
 
-def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
+def _build(fetched: Fetched, folder: Path, say: Say, trust_code: bool) -> Parity:
     """Write a whole bundle into `folder`."""
     # Here and not above: see the note at the imports.
-    from tools.checkpoint import read_checkpoint  # noqa: PLC0415
+    from tools.checkpoint import CONFIGS, read_checkpoint, read_config  # noqa: PLC0415
     from tools.graph import build_graph  # noqa: PLC0415
 
     try:
@@ -148,6 +154,9 @@ def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
     except ImportError as error:
         raise StartError(f"ONNX Runtime is not installed ({error}): install the extra `cpu` or `gpu`.") from None
 
+    architecture = read_config(fetched.folder).get("model_type")
+    if fetched.onnx or (isinstance(architecture, str) and architecture not in CONFIGS):
+        return _build_foreign(fetched, folder, say, trust_code)
     checkpoint = read_checkpoint(fetched.folder)
     for note in checkpoint.notes:
         say(f"note       {note}")
@@ -156,35 +165,66 @@ def _build(fetched: Fetched, folder: Path, say: Say) -> Parity:
         f"building   {GRAPH}: {config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} dimensions, "
         f"{checkpoint.max_tokens} tokens, {checkpoint.pooling} pooling, normalized: {checkpoint.normalize}"
     )
-    model = build_graph(checkpoint)
-    if model.ByteSize() > MAX_GRAPH_BYTES:
-        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / TOKENIZER).write_bytes(checkpoint.tokenizer)
+    _write_graph(fetched, build_graph(checkpoint), checkpoint, folder)
     parity = verify(folder / GRAPH, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
-    manifest = _describe(fetched, checkpoint, folder, parity)
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    sizes = {"dim": config.hidden_size, "vocab_size": config.vocab_size}
+    _write_manifest(folder, _describe(fetched, checkpoint, folder, parity, config.model_type, **sizes))
     return parity
 
 
-def _describe(fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: Parity) -> Manifest:
+def _build_foreign(fetched: Fetched, folder: Path, say: Say, trust_code: bool) -> Parity:
+    """The same for a graph that is not built here: exported, or a user's own."""
+    from tools.export import export_graph  # noqa: PLC0415
+    from tools.own_graph import read_own_graph  # noqa: PLC0415
+    from tools.verify import verify_foreign  # noqa: PLC0415
+
+    local = find_local(str(fetched.onnx)) if fetched.onnx else None
+    model: Foreign = read_own_graph(local) if local else export_graph(fetched.folder, say, trust_code=trust_code)
+    usage = model.usage
+    for note in usage.notes:
+        say(f"note       {note}")
+    say(
+        f"wrapping   {GRAPH}: {model.architecture}, {model.dim} dimensions, {usage.max_tokens} tokens, "
+        f"{usage.pooling} pooling, normalized: {usage.normalize}"
+    )
+    _write_graph(fetched, model.model, usage, folder)
+    parity = verify_foreign(folder / GRAPH, model, say)
+    sizes = {"dim": model.dim, "vocab_size": model.vocab_size}
+    _write_manifest(folder, _describe(fetched, usage, folder, parity, model.architecture, **sizes))
+    return parity
+
+
+def _write_graph(fetched: Fetched, model: "ModelProto", usage: "Usage", folder: Path) -> None:
+    if model.ByteSize() > MAX_GRAPH_BYTES:
+        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / TOKENIZER).write_bytes(usage.tokenizer)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def _describe(
+    fetched: Fetched, usage: "Usage", folder: Path, parity: Parity, architecture: str, *, dim: int, vocab_size: int
+) -> Manifest:
     return Manifest(
         id=fetched.id,
         revision=fetched.revision,
-        architecture=checkpoint.config.model_type,
-        dim=checkpoint.config.hidden_size,
-        max_tokens=checkpoint.max_tokens,
-        vocab_size=checkpoint.config.vocab_size,
-        pooling=checkpoint.pooling,
-        normalize=checkpoint.normalize,
+        architecture=architecture,
+        dim=dim,
+        max_tokens=usage.max_tokens,
+        vocab_size=vocab_size,
+        pooling=usage.pooling,
+        normalize=usage.normalize,
         files={
             name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
             for name in (TOKENIZER, GRAPH)
         },
         precisions={"fp32": GRAPH},
         parity=parity,
-        prompts=checkpoint.prompts,
-        default_prompt_name=checkpoint.default_prompt_name,
+        prompts=usage.prompts,
+        default_prompt_name=usage.default_prompt_name,
     )
 
 
@@ -227,16 +267,19 @@ def main(arguments: list[str] | None = None) -> int:
         "source",
         nargs="?",
         default=DEFAULT_MODEL,
-        help="a model's folder, or a Hugging Face id (org/name, org/name@revision); default: %(default)s",
+        help="a model's folder, an ONNX file, or a Hugging Face id (org/name, org/name@revision); default: %(default)s",
     )
     parser.add_argument(
         "--out", type=Path, help="the bundle's folder; default: bundles/<name of the model> in EMBEDLANE_DATA_DIR"
     )
     parser.add_argument("--force", action="store_true", help="make it again even if it is there")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model, to export it"
+    )
     options = parser.parse_args(arguments)
     try:
         target = options.out or bundle_folder(options.source, load_settings().data_path)
-        prepare(options.source, target, force=options.force, say=_say)
+        prepare(options.source, target, force=options.force, trust_code=options.trust_remote_code, say=_say)
     except StartError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return StartError.EXIT_CODE

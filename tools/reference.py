@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.bert import GELU_ERF, BertConfig
-from tools.checkpoint import Checkpoint, Weights
+from tools.checkpoint import Checkpoint, Usage, Weights
 
 Array = NDArray[np.float64]
 
@@ -22,8 +22,14 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 def embed(checkpoint: Checkpoint, ids: list[int]) -> Array:
     """The vector [dim] of one text, given its token ids with the special ones."""
     states = FORWARDS[checkpoint.config.model_type](checkpoint.weights, checkpoint.config, np.array(ids))
-    vector: Array = states.mean(axis=0) if checkpoint.pooling == "mean" else states[0]
-    return vector / max(math.sqrt(vector @ vector), 1e-12) if checkpoint.normalize else vector
+    return pool(states, checkpoint)
+
+
+def pool(states: Array, usage: Usage) -> Array:
+    """The vector [dim] of a text whose tokens have the last hidden states [length, dim]."""
+    pooled = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}
+    vector: Array = pooled[usage.pooling]
+    return vector / max(math.sqrt(vector @ vector), 1e-12) if usage.normalize else vector
 
 
 def _bert(weights: Weights, config: BertConfig, ids: NDArray[np.int64]) -> Array:

@@ -179,7 +179,9 @@ def test_other_modules_are_refused(make_model: MakeModel, extra: str) -> None:
         ({"pooling_mode": "cls"}, "cls"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "asks for the pooling 'mean_tokens+cls"),
         ({"pooling_mode_max_tokens": True}, "asks for the pooling 'max_tokens', which is not supported"),
-        ({"pooling_mode": "lasttoken"}, "asks for the pooling 'lasttoken'"),
+        ({"pooling_mode": "lasttoken"}, "last"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+        ({"pooling_mode": "weightedmean"}, "asks for the pooling 'weightedmean'"),
         ({"pooling_mode": ["mean", "max"]}, "asks for the pooling ['mean', 'max']"),
         ({}, "asks for the pooling '(none)'"),
     ],
@@ -187,7 +189,7 @@ def test_other_modules_are_refused(make_model: MakeModel, extra: str) -> None:
 def test_both_spellings_of_pooling(make_model: MakeModel, content: dict[str, Any], expected: str) -> None:
     folder = make_model()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    if expected in ("mean", "cls"):
+    if expected in ("mean", "cls", "last"):
         assert read_checkpoint(folder).pooling == expected
     else:
         assert expected in refusal(folder)
