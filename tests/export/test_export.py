@@ -100,6 +100,19 @@ def test_what_the_exporter_cannot_do(tmp_path: Path) -> None:
     assert "'fnet' cannot be exported to ONNX (Exporting the operator 'aten::fft_fftn'" in refusal(folder)
 
 
+def test_a_value_that_the_trace_froze_fails_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced with texts that fit into its window, this model leaves the window out for all.
+    monkeypatch.setattr("tools.export.FOREIGN_MAX_TOKENS", 7)
+    folder = save_model(tmp_path / "model", "modernbert", EXPORTED["modernbert"])
+    assert "Verification failed" in refusal(folder)
+
+
+def test_more_weights_than_one_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.export.MOST_BYTES", 10_000)
+    folder = save_model(tmp_path / "model", "electra", EXPORTED["electra"])
+    assert "'electra' has more than 2 GB of weights" in refusal(folder)
+
+
 def test_a_tensor_that_the_file_lacks_is_not_made_up(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", "electra", EXPORTED["electra"])
     weights = load_file(folder / "model.safetensors")
