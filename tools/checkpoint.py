@@ -47,6 +47,21 @@ class Checkpoint(Usage):
     config: BertConfig
     weights: Weights
 
+    @property
+    def architecture(self) -> str:
+        """The architecture's name, as config.json has it."""
+        return self.config.model_type
+
+    @property
+    def dim(self) -> int:
+        """How many numbers a vector has."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids there are."""
+        return self.config.vocab_size
+
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read the model in `folder`. Raises StartError, one clear sentence, for what cannot be served exactly."""

@@ -16,10 +16,10 @@ import onnx
 from ipc.errors import StartError
 from tools.checkpoint import CONFIGS, Usage, read_config, read_usage
 from tools.fetch import Say
+from tools.foreign import FOREIGN_MAX_TOKENS, Foreign, first_line
 from tools.graph import OPSET
 from tools.own_graph import MOST_BYTES, wrap
 from tools.reference import Array, pool
-from tools.verify import FOREIGN_MAX_TOKENS, Foreign, first_line
 
 STATES = "last_hidden_state"
 # Below are special ones in nearly all vocabularies.
@@ -46,8 +46,8 @@ def export_graph(folder: Path, say: Say, *, trust_code: bool) -> Foreign:
     traced = (FIRST_ID + np.arange(2 * length).reshape(2, length) % (vocab_size - FIRST_ID)).tolist()
     dim = int(_states(torch, model, traced).shape[-1])
     return Foreign(
-        model=wrap(_export(torch, model, architecture, traced), STATES, dim, usage),
-        usage=usage,
+        graph=wrap(_export(torch, model, architecture, traced), STATES, dim, usage),
+        **vars(usage),
         architecture=architecture,
         dim=dim,
         vocab_size=vocab_size,

@@ -81,10 +81,15 @@ class Local:
         return f"sha256:{hashes[0] if len(hashes) == 1 else hashlib.sha256(' '.join(hashes).encode()).hexdigest()}"
 
 
+def is_model_folder(source: str) -> bool:
+    """Whether `source` is a folder that holds weights, as opposed to an ONNX file or a Hugging Face id."""
+    return (Path(source) / WEIGHTS).is_file()
+
+
 def find_local(source: str) -> Local | None:
     """The model that `source` names on this machine; None if it is no model's folder and no ONNX file."""
     path = Path(source)
-    if (path / WEIGHTS).is_file():
+    if is_model_folder(source):
         return Local(path, (path / WEIGHTS,))
     candidates = [path] if path.suffix == ".onnx" else [path / name for name in ONNX_FILES]
     file = next((file for file in candidates if file.is_file()), None)

@@ -21,9 +21,10 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from ipc.errors import StartError
 from tools.checkpoint import Usage, read_config, read_usage
 from tools.fetch import Local
+from tools.foreign import Foreign, first_line, open_session
 from tools.graph import IR_VERSION, Nodes, add_head
 from tools.reference import Array, pool
-from tools.verify import ALLOWED_LENGTH_ERROR, Foreign, first_line, largest_id, load_tokenizer, open_session
+from tools.verify import ALLOWED_LENGTH_ERROR, largest_id, load_tokenizer
 
 # Inputs besides the ids, and the value that each has everywhere.
 FILLED = {"attention_mask": 1, "token_type_ids": 0}
@@ -56,8 +57,8 @@ def read_own_graph(local: Local) -> Foreign:
         usage = replace(usage, normalize=is_unit)
     dim, vocab_size = samples[0].shape[-1], config.get("vocab_size")
     return Foreign(
-        model=wrap(model, output, dim, usage),
-        usage=usage,
+        graph=wrap(model, output, dim, usage),
+        **vars(usage),
         architecture=str(config.get("model_type") or "onnx"),
         dim=dim,
         vocab_size=vocab_size if isinstance(vocab_size, int) else largest_id(load_tokenizer(usage)) + 1,

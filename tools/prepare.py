@@ -28,10 +28,8 @@ from ipc.settings import DEFAULT_MODEL, load_settings
 from tools.fetch import WEIGHTS, Fetched, Say, fetch, find_local
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
-    from tools.checkpoint import Usage
-    from tools.verify import Foreign
+    from tools.checkpoint import Checkpoint
+    from tools.foreign import Foreign
 
 GRAPH = "model.fp32.onnx"
 # Protobuf's limit for one file; no BERT that is pooled to one vector is near it.
@@ -165,66 +163,57 @@ def _build(fetched: Fetched, folder: Path, say: Say, trust_code: bool) -> Parity
         f"building   {GRAPH}: {config.model_type}, {config.num_hidden_layers} layers, {config.hidden_size} dimensions, "
         f"{checkpoint.max_tokens} tokens, {checkpoint.pooling} pooling, normalized: {checkpoint.normalize}"
     )
-    _write_graph(fetched, build_graph(checkpoint), checkpoint, folder)
+    model = build_graph(checkpoint)
+    if model.ByteSize() > MAX_GRAPH_BYTES:
+        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
+    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
+    (folder / TOKENIZER).write_bytes(checkpoint.tokenizer)
     parity = verify(folder / GRAPH, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
-    sizes = {"dim": config.hidden_size, "vocab_size": config.vocab_size}
-    _write_manifest(folder, _describe(fetched, checkpoint, folder, parity, config.model_type, **sizes))
+    manifest = _describe(fetched, checkpoint, folder, parity)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
 
 def _build_foreign(fetched: Fetched, folder: Path, say: Say, trust_code: bool) -> Parity:
     """The same for a graph that is not built here: exported, or a user's own."""
     from tools.export import export_graph  # noqa: PLC0415
+    from tools.foreign import verify_foreign  # noqa: PLC0415
     from tools.own_graph import read_own_graph  # noqa: PLC0415
-    from tools.verify import verify_foreign  # noqa: PLC0415
 
     local = find_local(str(fetched.onnx)) if fetched.onnx else None
     model: Foreign = read_own_graph(local) if local else export_graph(fetched.folder, say, trust_code=trust_code)
-    usage = model.usage
-    for note in usage.notes:
+    for note in model.notes:
         say(f"note       {note}")
     say(
-        f"wrapping   {GRAPH}: {model.architecture}, {model.dim} dimensions, {usage.max_tokens} tokens, "
-        f"{usage.pooling} pooling, normalized: {usage.normalize}"
+        f"wrapping   {GRAPH}: {model.architecture}, {model.dim} dimensions, {model.max_tokens} tokens, "
+        f"{model.pooling} pooling, normalized: {model.normalize}"
     )
-    _write_graph(fetched, model.model, usage, folder)
+    (folder / GRAPH).write_bytes(model.graph.SerializeToString(deterministic=True))
+    (folder / TOKENIZER).write_bytes(model.tokenizer)
     parity = verify_foreign(folder / GRAPH, model, say)
-    sizes = {"dim": model.dim, "vocab_size": model.vocab_size}
-    _write_manifest(folder, _describe(fetched, usage, folder, parity, model.architecture, **sizes))
+    manifest = _describe(fetched, model, folder, parity)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
 
-def _write_graph(fetched: Fetched, model: "ModelProto", usage: "Usage", folder: Path) -> None:
-    if model.ByteSize() > MAX_GRAPH_BYTES:
-        raise StartError(f"{fetched.id} has more than 2 GB of weights, which one ONNX file cannot hold.")
-    (folder / GRAPH).write_bytes(model.SerializeToString(deterministic=True))
-    (folder / TOKENIZER).write_bytes(usage.tokenizer)
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-
-
-def _describe(
-    fetched: Fetched, usage: "Usage", folder: Path, parity: Parity, architecture: str, *, dim: int, vocab_size: int
-) -> Manifest:
+def _describe(fetched: Fetched, checkpoint: "Checkpoint | Foreign", folder: Path, parity: Parity) -> Manifest:
     return Manifest(
         id=fetched.id,
         revision=fetched.revision,
-        architecture=architecture,
-        dim=dim,
-        max_tokens=usage.max_tokens,
-        vocab_size=vocab_size,
-        pooling=usage.pooling,
-        normalize=usage.normalize,
+        architecture=checkpoint.architecture,
+        dim=checkpoint.dim,
+        max_tokens=checkpoint.max_tokens,
+        vocab_size=checkpoint.vocab_size,
+        pooling=checkpoint.pooling,
+        normalize=checkpoint.normalize,
         files={
             name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
             for name in (TOKENIZER, GRAPH)
         },
         precisions={"fp32": GRAPH},
         parity=parity,
-        prompts=usage.prompts,
-        default_prompt_name=usage.default_prompt_name,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
     )
 
 
