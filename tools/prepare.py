@@ -2,7 +2,7 @@
 
     python -m tools.prepare [SOURCE] [--precision fp32|int8|fp16]... [--out FOLDER] [--force] [--trust-remote-code]
 
-Each stage is the module of its name; this one has the order, the lock and the rename. A bundle is built in a hidden
+Each stage is the module of its name; this one has the order. A bundle is built in a hidden
 folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated. An fp32
 graph is always made: it is held against the references, and other precisions are held against it.
 """
@@ -10,14 +10,10 @@ graph is always made: it is held against the references, and other precisions ar
 # No numpy, onnx or onnxruntime up here: every start of the server asks for its bundle, finds it in place nearly
 # always, and must not wait 0.5 s for libraries that only building needs. `_build` imports them.
 import argparse
-import fcntl
 import hashlib
-import os
-import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -41,6 +37,7 @@ from ipc.bundle import (
 from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL, load_settings
 from tools.fetch import WEIGHTS, Fetched, Say, fetch, find_local
+from tools.publish import hidden, locked, publish, remove
 
 if TYPE_CHECKING:
     from tools.checkpoint import Checkpoint
@@ -101,7 +98,7 @@ def prepare(
     _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target, say):
+        with locked(target, say):
             there = _usable(target, source, verify=True)
             if there is not None and not force and set(precisions) <= there.precisions.keys():
                 say(f"ready      {target} (already made; --force makes it again)")
@@ -141,28 +138,16 @@ def _check_replaceable(target: Path) -> None:
         raise StartError(f"{target} exists and is not a model bundle: choose another --out, or remove it.")
 
 
-@contextmanager
-def _locked(target: Path, say: Say) -> Iterator[None]:
-    """Hold the right to write `target`. The lock goes with the process; its file stays, as removing it would race."""
-    with _hidden(target, "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting    for another process that prepares {target}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _build_and_publish(source: str, target: Path, precisions: list[Precision], say: Say, trust_code: bool) -> Parity:
-    partial, scratch = _hidden(target, "partial"), _hidden(target, "scratch")
-    _remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
+    partial, scratch = hidden(target, "partial"), hidden(target, "scratch")
+    remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
     try:
         fetched = fetch(source, scratch, say, trust_code=trust_code)
         partial.mkdir()
         parity = _build(fetched, partial, precisions, say, trust_code)
-        _publish(partial, target)
+        publish(partial, target)
     finally:
-        _remove(partial, scratch)
+        remove(partial, scratch)
     return parity
 
 
@@ -250,38 +235,6 @@ def _describe(
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
     )
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Put the finished folder into its place. Processes that have the old one's files open keep them."""
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    old = _hidden(target, "old")
-    _remove(old)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    _flush(target.parent)
-    _remove(old)
-
-
-def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's names, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hidden(target: Path, purpose: str) -> Path:
-    return target.parent / f".{target.name}.{purpose}"
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
