@@ -6,13 +6,21 @@ VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 CODE := ipc frontend engine tools perf tests examples
 
-.PHONY: serve test bench bench-full load-test check format lock clean
+# The tests of exported models, in an environment of their own. On a machine without a GPU, a package index may offer a
+# build of torch for the CPU alone, which is enough.
+TORCH := torch==2.13.0
+EXPORT_VENV := .venv-export
+
+.PHONY: serve test test-export bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
+
+test-export: $(EXPORT_VENV)/export.stamp
+	@$(EXPORT_VENV)/bin/python -m pytest tests/export
 
 # Figures and how they come about: docs/measuring.md.
 bench: $(VENV)/dev.stamp
@@ -33,10 +41,10 @@ format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
-$(VENV)/created.stamp:
+%/created.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Embedlane needs Python 3.11 or newer: set PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
+	@$(PYTHON) -m venv $(@D) || \
 		{ echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 	@touch $@
 
@@ -50,6 +58,12 @@ $(VENV)/dev.stamp: requirements/dev.lock $(VENV)/created.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
+$(EXPORT_VENV)/export.stamp: requirements/export.lock $(EXPORT_VENV)/created.stamp
+	@echo "Installing PyTorch and what the tests of exported models need ..."
+	@$(EXPORT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(EXPORT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 # The locks hold for every Python from 3.11 on; uv is needed only here.
 UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
 	--custom-compile-command "make lock" pyproject.toml
@@ -58,6 +72,7 @@ lock:
 	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock
 	$(UV_COMPILE) --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
 	$(UV_COMPILE) --extra cpu --extra cl100k --group dev -c requirements/cpu.lock -o requirements/dev.lock
+	$(UV_COMPILE) --extra cpu --group export -c requirements/dev.lock -o requirements/export.lock
 
 clean:
-	rm -rf .venv .venv-gpu data build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-gpu $(EXPORT_VENV) data build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,7 +21,8 @@ from ipc.errors import StartError
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 
-Pooling = Literal["mean", "cls", "last"]
+# "own": a user's ONNX file that gives the vectors of texts itself.
+Pooling = Literal["mean", "cls", "last", "own"]
 Precision = Literal["fp32", "int8", "fp16"]
 Layout = Literal["dense", "packed"]
 Count = Annotated[int, msgspec.Meta(ge=1)]

@@ -44,9 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["auto", "fp32", "int8", "fp16"],
         Meta(description="the bundle's graph to run; auto is fp32, and on CUDA fp16 where the bundle has it"),
     ] = "auto"
-    model: Annotated[str, Meta(min_length=1, description="Hugging Face id, model folder or bundle folder")] = (
-        DEFAULT_MODEL
-    )
+    model: Annotated[
+        str, Meta(min_length=1, description="Hugging Face id, model folder, ONNX file or bundle folder")
+    ] = DEFAULT_MODEL
     checkpoint: Annotated[
         str, Meta(description="folder with the weights for the runner torch; empty: those of `EMBEDLANE_MODEL`")
     ] = ""

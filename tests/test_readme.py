@@ -1,4 +1,4 @@
-"""The README and docs/api.md are part of the product: what they say of settings and routes is what the code says."""
+"""README, docs/api.md and docs/models.md are part of the product: what they say of the code is what the code says."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pytest
 
 from frontend.app import ROUTES
 from ipc.settings import PREFIX, Settings, setting_names
+from tools.families import CONFIGS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("name", setting_names())
@@ -32,3 +34,8 @@ def test_every_route_is_documented(route: object) -> None:
         name = f"`{method} {route.path}`"  # type: ignore[attr-defined]
         assert name in README
         assert name in API
+
+
+def test_every_architecture_that_is_built_is_documented() -> None:
+    built = MODELS.partition("## Built here")[2].partition("##")[0]
+    assert [name for name in CONFIGS if f"`{name}`" not in built] == []

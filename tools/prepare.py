@@ -1,8 +1,8 @@
 """Make a model bundle: fetch → checkpoint → graph → verify → publish, and only then is there a bundle.
 
-    python -m tools.prepare [SOURCE] [--precision fp32|int8|fp16]... [--out FOLDER] [--force]
+    python -m tools.prepare [SOURCE] [--precision fp32|int8|fp16]... [--out FOLDER] [--force] [--trust-remote-code]
 
-Each stage is the module of its name; this one has the order, the lock and the rename. A bundle is built in a hidden
+Each stage is the module of its name; this one has the order. A bundle is built in a hidden
 folder beside its place and renamed into it, so an interrupted run leaves no half bundle and is simply repeated. An fp32
 graph is always made: it is held against the references, and other precisions are held against it.
 """
@@ -10,14 +10,10 @@ graph is always made: it is held against the references, and other precisions ar
 # No numpy, onnx or onnxruntime up here: every start of the server asks for its bundle, finds it in place nearly
 # always, and must not wait 0.5 s for libraries that only building needs. `_build` imports them.
 import argparse
-import fcntl
 import hashlib
-import os
-import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -40,18 +36,20 @@ from ipc.bundle import (
 )
 from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL, load_settings
-from tools.fetch import WANTED, WEIGHTS, Fetched, Say, fetch, is_model_folder
+from tools.fetch import WEIGHTS, Fetched, Say, fetch, find_local
+from tools.publish import hidden, locked, publish, remove
 
 if TYPE_CHECKING:
     from tools.checkpoint import Checkpoint
+    from tools.foreign import Foreign
 
 
 def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", say: Say = print) -> Path:
     """The folder of the bundle of `model`, made first if there is none or it has no graph of `precision`.
 
-    `model` is a bundle's folder, a model's folder, or a Hugging Face id. A bundle that is in place is only looked at,
-    not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served, and for
-    a bundle's folder without that graph: it does not hold what another graph is made from.
+    `model` is a bundle's folder, a model's folder, an ONNX file, or a Hugging Face id. A bundle in place is only looked
+    at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served, and
+    for a bundle's folder without that graph: it does not hold what another graph is made from.
     """
     if (Path(model) / MANIFEST).is_file():
         load_bundle(Path(model), verify=False).graph(precision)
@@ -69,11 +67,12 @@ def bundle_folder(model: str, data_dir: Path) -> Path:
     A model's folder may be edited: its files' sizes and times are part of the name, so that a bundle never
     outlives what it was made from.
     """
-    if not is_model_folder(model):
+    local = find_local(model)
+    if local is None:
         return locate_bundle(model, data_dir)
-    folder = Path(model).resolve()
+    folder = local.folder.resolve()
     digest = hashlib.sha256(str(folder).encode())
-    for path in sorted(path for pattern in WANTED for path in folder.glob(pattern)):
+    for path in local.files:
         status = path.stat()
         digest.update(f"\n{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return data_dir / "bundles" / f"{folder.name}-{digest.hexdigest()[:12]}"
@@ -85,26 +84,28 @@ def prepare(
     *,
     precisions: Collection[Precision] = (),
     force: bool = False,
+    trust_code: bool = False,
     say: Say = print,
 ) -> Bundle:
     """Make the bundle of `source` at `target`, unless it is there already; `force` makes it again.
 
-    What a bundle that is there has besides `precisions` is made again as well. Raises StartError if the model cannot be
-    had or served, its vectors fail verification, or `target` is taken.
+    What a bundle that is there has besides `precisions` is made again as well. Python code that comes with a model is
+    run only with `trust_code`. Raises StartError if the model cannot be had or served, its vectors fail verification,
+    or `target` is taken.
     """
     started = time.monotonic()
     target = target.resolve()
     _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target, say):
+        with locked(target, say):
             there = _usable(target, source, verify=True)
             if there is not None and not force and set(precisions) <= there.precisions.keys():
                 say(f"ready      {target} (already made; --force makes it again)")
                 return there
             known = there.precisions if there is not None else {}
             wanted = [precision for precision in GRAPHS if precision in ("fp32", *precisions, *known)]
-            parity = _build_and_publish(source, target, wanted, say)
+            parity = _build_and_publish(source, target, wanted, say, trust_code)
     except OSError as error:
         raise StartError(f"The bundle {target} cannot be written ({error}).") from error
     bundle = load_bundle(target, verify=False)
@@ -120,9 +121,10 @@ def _usable(target: Path, source: str, *, verify: bool) -> Bundle | None:
         bundle = load_bundle(target, verify=verify)
     except StartError:
         return None
-    if is_model_folder(source):
+    local = find_local(source)
+    if local is not None:
         # The name of the place tells folders apart; only a place that a person chose needs the weights' hash.
-        same = not verify or bundle.revision == f"sha256:{hash_file(Path(source) / WEIGHTS)}"
+        same = not verify or bundle.revision == local.revision()
     else:
         same = bundle.id == source.partition("@")[0]
     return bundle if same else None
@@ -136,35 +138,24 @@ def _check_replaceable(target: Path) -> None:
         raise StartError(f"{target} exists and is not a model bundle: choose another --out, or remove it.")
 
 
-@contextmanager
-def _locked(target: Path, say: Say) -> Iterator[None]:
-    """Hold the right to write `target`. The lock goes with the process; its file stays, as removing it would race."""
-    with _hidden(target, "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting    for another process that prepares {target}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build_and_publish(source: str, target: Path, precisions: list[Precision], say: Say) -> Parity:
-    partial, scratch = _hidden(target, "partial"), _hidden(target, "scratch")
-    _remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
+def _build_and_publish(source: str, target: Path, precisions: list[Precision], say: Say, trust_code: bool) -> Parity:
+    partial, scratch = hidden(target, "partial"), hidden(target, "scratch")
+    remove(partial, scratch)  # left by a run that was killed: the lock is ours, so nobody uses them
     try:
-        fetched = fetch(source, scratch, say)
+        fetched = fetch(source, scratch, say, trust_code=trust_code)
         partial.mkdir()
-        parity = _build(fetched, partial, precisions, say)
-        _publish(partial, target)
+        parity = _build(fetched, partial, precisions, say, trust_code)
+        publish(partial, target)
     finally:
-        _remove(partial, scratch)
+        remove(partial, scratch)
     return parity
 
 
-def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say) -> Parity:
+def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say, trust_code: bool) -> Parity:
     """Write a whole bundle into `folder`."""
     # Here and not above: see the note at the imports.
-    from tools.checkpoint import read_checkpoint  # noqa: PLC0415
+    from tools.checkpoint import read_checkpoint, read_config  # noqa: PLC0415
+    from tools.families import CONFIGS  # noqa: PLC0415
     from tools.graphs.encoder import write_graph  # noqa: PLC0415
 
     try:
@@ -173,6 +164,9 @@ def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say
     except ImportError as error:
         raise StartError(f"ONNX Runtime is not installed ({error}): install the extra `cpu` or `gpu`.") from None
 
+    architecture = read_config(fetched.folder).get("model_type")
+    if fetched.onnx or (isinstance(architecture, str) and architecture not in CONFIGS):
+        return _build_foreign(fetched, folder, precisions, say, trust_code)
     checkpoint = read_checkpoint(fetched.folder)
     for note in checkpoint.notes:
         say(f"note       {note}")
@@ -193,17 +187,41 @@ def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say
     return parity
 
 
+def _build_foreign(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say, trust_code: bool) -> Parity:
+    """The same for a graph that is not built here: exported, or a user's own."""
+    from tools.export import export_graph  # noqa: PLC0415
+    from tools.foreign import verify_foreign  # noqa: PLC0415
+    from tools.own_graph import read_own_graph  # noqa: PLC0415
+
+    if precisions != ["fp32"]:
+        raise StartError(f"{fetched.id} is not of an architecture that is built here, so there is only fp32 of it.")
+    local = find_local(str(fetched.onnx)) if fetched.onnx else None
+    model: Foreign = read_own_graph(local) if local else export_graph(fetched.folder, say, trust_code=trust_code)
+    for note in model.notes:
+        say(f"note       {note}")
+    say(
+        f"wrapping   {GRAPHS['fp32']}: {model.architecture}, {model.dim} dimensions, {model.max_tokens} tokens, "
+        f"{model.pooling} pooling, normalized: {model.normalize}"
+    )
+    (folder / GRAPHS["fp32"]).write_bytes(model.graph.SerializeToString(deterministic=True))
+    (folder / TOKENIZER).write_bytes(model.tokenizer)
+    parity = verify_foreign(folder / GRAPHS["fp32"], model, say)
+    manifest = _describe(fetched, model, folder, parity, {})
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    return parity
+
+
 def _describe(
-    fetched: Fetched, checkpoint: "Checkpoint", folder: Path, parity: Parity, losses: dict[str, Loss]
+    fetched: Fetched, checkpoint: "Checkpoint | Foreign", folder: Path, parity: Parity, losses: dict[str, Loss]
 ) -> Manifest:
     graphs: dict[str, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
     return Manifest(
         id=fetched.id,
         revision=fetched.revision,
-        architecture=checkpoint.config.model_type,
-        dim=checkpoint.config.hidden_size,
+        architecture=checkpoint.architecture,
+        dim=checkpoint.dim,
         max_tokens=checkpoint.max_tokens,
-        vocab_size=checkpoint.config.vocab_size,
+        vocab_size=checkpoint.vocab_size,
         pooling=checkpoint.pooling,
         normalize=checkpoint.normalize,
         files={
@@ -219,38 +237,6 @@ def _describe(
     )
 
 
-def _publish(partial: Path, target: Path) -> None:
-    """Put the finished folder into its place. Processes that have the old one's files open keep them."""
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    old = _hidden(target, "old")
-    _remove(old)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    _flush(target.parent)
-    _remove(old)
-
-
-def _flush(path: Path) -> None:
-    """Have a file's content, or a folder's names, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _hidden(target: Path, purpose: str) -> Path:
-    return target.parent / f".{target.name}.{purpose}"
-
-
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; gives the exit status: 0, 3 for what cannot be done, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tools.prepare", description="Make a model bundle.")
@@ -258,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         "source",
         nargs="?",
         default=DEFAULT_MODEL,
-        help="a model's folder, or a Hugging Face id (org/name, org/name@revision); default: %(default)s",
+        help="a model's folder, an ONNX file, or a Hugging Face id (org/name, org/name@revision); default: %(default)s",
     )
     parser.add_argument(
         "--out", type=Path, help="the bundle's folder; default: bundles/<name of the model> in EMBEDLANE_DATA_DIR"
@@ -271,10 +257,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="also make a graph of this precision: int8 for a CPU, fp16 for a GPU; may be given twice",
     )
     parser.add_argument("--force", action="store_true", help="make it again even if it is there")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model, to export it"
+    )
     options = parser.parse_args(arguments)
     try:
         target = options.out or bundle_folder(options.source, load_settings().data_path)
-        prepare(options.source, target, precisions=options.precision, force=options.force, say=_say)
+        prepare(
+            options.source,
+            target,
+            precisions=options.precision,
+            force=options.force,
+            trust_code=options.trust_remote_code,
+            say=_say,
+        )
     except StartError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return StartError.EXIT_CODE

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.checkpoint import Checkpoint, Weights
+from tools.checkpoint import Checkpoint, Usage, Weights
 from tools.families import FARTHEST, GELU_ERF, RELATIVE_BIAS, BertConfig
 
 Array = NDArray[np.float64]
@@ -20,10 +20,14 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 def embed(checkpoint: Checkpoint, ids: list[int]) -> Array:
     """The vector [dim] of one text, given its token ids with the special ones."""
-    states = _encode(checkpoint.weights, checkpoint.config, np.array(ids))
+    return pool(_encode(checkpoint.weights, checkpoint.config, np.array(ids)), checkpoint)
+
+
+def pool(states: Array, usage: Usage) -> Array:
+    """The vector [dim] of a text whose tokens have the last hidden states [length, dim]."""
     pooled = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1]}
-    vector: Array = pooled[checkpoint.pooling]
-    return vector / max(math.sqrt(vector @ vector), 1e-12) if checkpoint.normalize else vector
+    vector: Array = pooled[usage.pooling]
+    return vector / max(math.sqrt(vector @ vector), 1e-12) if usage.normalize else vector
 
 
 def _encode(weights: Weights, config: BertConfig, ids: NDArray[np.int64]) -> Array:

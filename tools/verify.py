@@ -1,7 +1,7 @@
 """Fourth stage of prepare: hold the graph's vectors against independent ones, and refuse it if they differ.
 
-Two references: plain NumPy (tools.reference) for every model, and for the default model also vectors that
-sentence-transformers made, kept in tests/reference. The second checks the tokenization too.
+Two references for a graph that is built here: plain NumPy (tools.reference) for every model, and for the default model
+also vectors that sentence-transformers made, kept in tests/reference. The second checks the tokenization too.
 """
 
 import math
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from ipc.bundle import Parity, Pooling
 from ipc.errors import StartError
 from tools import reference
-from tools.checkpoint import Checkpoint
+from tools.checkpoint import Checkpoint, Usage
 from tools.fetch import Say
 
 # Float32 rounding costs 1e-12 on the default model. A wrong tensor in one layer may cost less than 1e-5.
@@ -81,7 +81,7 @@ class Graph:
 def open_graph(path: Path, checkpoint: Checkpoint) -> Graph:
     """Load the dense graph at `path`. Raises StartError if the model's tokenizer cannot be used with it."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return Graph(session, _load_tokenizer(checkpoint))
+    return Graph(session, load_tokenizer(checkpoint, checkpoint.config.vocab_size))
 
 
 def verify(graph: Graph, checkpoint: Checkpoint, weights_sha256: str, say: Say) -> Parity:
@@ -106,26 +106,31 @@ def sample_texts() -> list[str]:
     return [entry.text for entry in _stored_texts()]
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def load_tokenizer(usage: Usage, vocab_size: int | None = None) -> Tokenizer:
+    """The model's tokenizer, truncating to its limit. Raises StartError if `vocab_size` is too few for its ids."""
     try:
-        tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode())
+        tokenizer = Tokenizer.from_str(usage.tokenizer.decode())
     except Exception as error:  # the library raises nothing more precise
         raise StartError(f"The model's tokenizer.json cannot be used ({error}).") from None
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= checkpoint.config.vocab_size:
+    if vocab_size is not None and largest_id(tokenizer) >= vocab_size:
         raise StartError(
-            f"The model's tokenizer.json has the token id {largest}, but config.json only "
-            f"{checkpoint.config.vocab_size} tokens: the two are not of the same model."
+            f"The model's tokenizer.json has the token id {largest_id(tokenizer)}, but config.json only "
+            f"{vocab_size} tokens: the two are not of the same model."
         )
-    tokenizer.enable_truncation(checkpoint.max_tokens)
+    tokenizer.enable_truncation(usage.max_tokens)
     return tokenizer
+
+
+def largest_id(tokenizer: Tokenizer) -> int:
+    """The largest token id that the tokenizer may give."""
+    return max(tokenizer.get_vocab().values(), default=0)
 
 
 def _against_numpy(graph: Graph, checkpoint: Checkpoint) -> Parity:
     lowest = 1.0
     for text in NUMPY_TEXTS:
         ids = graph.tokenize(text)[: min(NUMPY_MAX_TOKENS, checkpoint.max_tokens)]
-        cosine = _compare(graph.embed(ids), reference.embed(checkpoint, ids), text)
+        cosine = compare(graph.embed(ids), reference.embed(checkpoint, ids), text)
         lowest = min(lowest, cosine)
     return Parity(reference="numpy float64", texts=len(NUMPY_TEXTS), min_cosine=lowest)
 
@@ -159,11 +164,11 @@ def _against_stored(graph: Graph, checkpoint: Checkpoint, meta: StoredMeta, say:
                 f"Verification failed: {_shorten(entry.text)} gets {len(ids)} tokens where {made_with} gives it "
                 f"{entry.tokens}; no bundle was written."
             )
-        lowest = min(lowest, _compare(graph.embed(ids), expected, entry.text))
+        lowest = min(lowest, compare(graph.embed(ids), expected, entry.text))
     return Parity(reference=made_with, texts=len(texts), min_cosine=lowest)
 
 
-def _compare(vector: Vector, expected: Vector, text: str) -> float:
+def compare(vector: Vector, expected: Vector, text: str) -> float:
     """The cosine of the two, at most 1. Raises StartError if they are not the same vector."""
     a, b = vector.astype(np.float64), expected.astype(np.float64)
     lengths = math.sqrt(a @ a), math.sqrt(b @ b)

@@ -124,7 +124,7 @@ def write_model(
         for i, kind in enumerate(kinds)
     ]
     write_json(path / "modules.json", modules)
-    write_json(path / "1_Pooling" / "config.json", {"pooling_mode": pooling})
+    write_json(path / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken" if pooling == "last" else pooling})
     write_json(path / "sentence_bert_config.json", {"max_seq_length": 24, "do_lower_case": False})
     return path
 

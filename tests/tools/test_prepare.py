@@ -263,7 +263,16 @@ def test_a_source_that_is_nothing(name: str, tmp_path: Path) -> None:
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert "neither a folder with model.safetensors nor a Hugging Face id" in done.stderr
+    assert "neither a folder with model.safetensors or model.onnx, nor an ONNX file" in done.stderr
+
+
+def test_an_architecture_that_needs_pytorch(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # so that importing it fails, wherever this runs
+    with pytest.raises(StartError, match=r"'electra', .* `pip install torch transformers` \(the extra `torch`\)"):
+        build(make_model(model_type="electra"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_stored_vectors_the_person_is_told(

@@ -122,6 +122,12 @@ def test_a_model_is_downloaded_with_the_token_and_nothing_else_is(hub: Hub, tmp_
     ]
 
 
+def test_code_is_downloaded_only_if_it_is_trusted(hub: Hub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert prepare(hub, tmp_path / "cache", "acme/tiny", "--out", out, "--trust-remote-code")[0] == 0
+    assert [name for name in hub.sent if name.endswith(".py")] == ["modeling_tiny.py"]
+
+
 def test_a_revision_is_asked_for_after_an_at_sign(hub: Hub, tmp_path: Path) -> None:
     status, said, _ = prepare(hub, tmp_path / "cache", "acme/tiny@v1", "--out", tmp_path / "out")
     assert status == 0

@@ -11,7 +11,7 @@ measurements.
 import numpy as np
 from onnx import TensorProto, helper
 
-from tools.checkpoint import Checkpoint, Weights
+from tools.checkpoint import Usage, Weights
 from tools.families import BertConfig
 from tools.graphs.int8 import Int8Nodes
 from tools.graphs.nodes import MICROSOFT, Nodes, tensor
@@ -67,15 +67,19 @@ class Dense:
         qkv = self.nodes.weight(f"{prefix}qkv", np.concatenate(matrices, axis=1))
         return self.nodes.add("Attention", states, qkv, biases, domain=MICROSOFT, num_heads=heads)
 
-    def pool(self, states: str, checkpoint: Checkpoint) -> None:
-        """Vectors [batch, 1, hidden] until the last node, so that products have one row."""
+    def pool(self, states: str, checkpoint: Usage) -> None:
+        """Vectors [batch, 1, hidden] until the last node, so that products have one row.
+
+        Only operators whose form is the same in every opset from 11 on: graphs that others made have all of them.
+        """
         pooled = self._mean(states) if checkpoint.pooling == "mean" else self._one(states, checkpoint.pooling)
         vectors = self._unit_length(pooled) if checkpoint.normalize else pooled
-        self.nodes.add("Squeeze", vectors, self.nodes.constant("token_axis", np.array([1])))
+        self.nodes.add("Reshape", vectors, self.nodes.constant("rows", np.array([0, -1])))
 
     def _mean(self, states: str) -> str:
         """The mean over a text's tokens: the product of the row 1/length, … with the states."""
-        length = self.longest()
+        axis = self.nodes.constant("length_axis", np.array([1]))
+        length = self.nodes.add("Gather", self.nodes.add("Shape", "input_ids"), axis)
         one_row = self.nodes.add("Concat", self.nodes.constant("one", np.array([1])), length, axis=0)
         fill = helper.make_tensor("fill", TensorProto.FLOAT, [1], [1.0])
         ones = self.nodes.add("ConstantOfShape", one_row, value=fill)

@@ -26,7 +26,7 @@ MakeModel = Callable[..., Path]
 # docs/OperatorKernels.md, and see that it works on each row by itself.
 ALLOWED = {
     *("EmbedLayerNormalization", "Attention", "MatMul", "SkipLayerNormalization", "BiasGelu", "FastGelu"),
-    *("Shape", "Concat", "ConstantOfShape", "Cast", "Div", "Gather", "Transpose", "Sqrt", "Max", "Squeeze"),
+    *("Shape", "Concat", "ConstantOfShape", "Cast", "Div", "Gather", "Transpose", "Sqrt", "Max", "Reshape"),
     *("MultiHeadAttention", "Slice", "Add"),
 }
 
