@@ -32,6 +32,8 @@ BURY_EVERY_NS = 250_000_000
 ROWS_RETRY_NS = 1_000_000
 # While every lane works nothing new could start, and each waking would only take a core from them.
 BUSY_READ_NS = 10_000_000
+# Once texts have met, they will again: for so long none counts as alone, and each runs on one core as it comes.
+COMPANY_NS = 100_000_000
 # A number that is not here is a newer front end's: the least urgent one is the safe reading.
 PRIORITIES = {priority.value: priority for priority in Priority}
 
@@ -82,6 +84,7 @@ class Engine:
         self._says_bye = False
         self._bury_at = 0
         self._short_of_rows = False
+        self._company_until = 0
         self._handlers: dict[Type, Callable[[int, bytes, Header], None]] = {
             Type.HELLO: self._on_hello,
             Type.SUBMIT: self._on_submit,
@@ -176,6 +179,8 @@ class Engine:
     def _on_submit(self, owner: int, frame: bytes, header: Header) -> None:
         table, ids = messages.parse_submit(frame, header)
         now = time.monotonic_ns()
+        if self._lanes.busy or self._scheduler:
+            self._company_until = now + COMPANY_NS
         in_range = not len(ids) or (ids.min() >= 0 and ids.max() < self._model.vocab_size)
         rejected: list[tuple[int, int, int, int]] = []
         begin = 0
@@ -223,7 +228,8 @@ class Engine:
             self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
         if batch:
             self._slots.compute(first, [item.sequence for item in batch])
-            self._lanes.start(Batch(batch, first, now, alone=idle and not self._scheduler))
+            alone = idle and not self._scheduler and now >= self._company_until
+            self._lanes.start(Batch(batch, first, now, alone))
         return bool(batch or expired)
 
     # publish

@@ -1,7 +1,7 @@
 """ONNX Runtime with IO binding, the same code on the CPU and on CUDA.
 
 Session options, lanes and the wide session: measured in docs/decisions/0003-lanes-of-one-thread.md and
-0009-a-wide-session-when-idle.md.
+0009-all-cores-for-what-is-alone.md.
 """
 
 from __future__ import annotations

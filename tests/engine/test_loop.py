@@ -13,6 +13,7 @@ import pytest
 import zmq
 from prometheus_client import CollectorRegistry
 
+from engine import loop
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.metrics import EngineMetrics
@@ -468,6 +469,27 @@ def test_only_a_text_that_is_alone_runs_wide(running: Running, runner: WideSumRu
     frontend.submit([4, 4], [5, 5], first=20)  # one batch, and nothing beside it
     assert frontend.vectors(2) == {20: [2, 8], 21: [2, 10]}
     assert len(runner.alone) == 2
+
+
+@pytest.mark.parametrize("runner", [WideSumRunner()])
+@pytest.mark.parametrize(("company_ns", "wide_runs"), [(10**15, 0), (0, 1)], ids=["for long", "for no time"])
+def test_where_texts_have_met_none_is_alone_for_a_while(
+    running: Running, runner: WideSumRunner, monkeypatch: pytest.MonkeyPatch, company_ns: int, wide_runs: int
+) -> None:
+    monkeypatch.setattr(loop, "COMPANY_NS", company_ns)
+    frontend = running.join()
+    runner.gate.clear()
+    frontend.submit([1, 2], [3])
+    for _ in range(runner.lanes):
+        runner.wait_started()
+    frontend.submit([4, 4, 4], first=3)
+    until(lambda: len(running.scheduler) == 1)
+    runner.gate.set()
+    frontend.vectors(3)
+    runner.alone.clear()
+    frontend.submit([5], first=4)
+    assert frontend.vectors(1) == {4: [1, 5]}
+    assert len(runner.alone) == wide_runs
 
 
 @with_twins
