@@ -84,11 +84,12 @@ def run_alone(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], second
     )
 
 
-def single_ms(session: ort.InferenceSession, text: Ids, runs: int) -> float:
-    """Median time of a batch of one, with nothing else running."""
+def single_ms(session: ort.InferenceSession, text: Ids, seconds: float) -> float:
+    """Median time of a batch of one, again and again for so long, with nothing else running."""
     batch = {"input_ids": text.reshape(1, -1)}
-    times = []
-    for _ in range(runs):
+    times: list[int] = []
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    while not times or time.perf_counter_ns() < end:
         began = time.perf_counter_ns()
         session.run(None, batch)
         times.append(time.perf_counter_ns() - began)

@@ -32,7 +32,6 @@ SINGLE_CONNECTIONS = 64
 MANY_TEXTS, MANY_CONNECTIONS = 32, 4
 SMALL_BATCH = 8
 LATENCY_ROUNDS = 3
-LATENCY_RUNS = 150
 EDGES_MS = (0, 2, 4, 6, 8, 10, 12, 16, 20, 30, 38, 45, 60)
 # A phase of the server → the one of the runner alone that it is compared with.
 BASE: Final = {"single": "alone", "many": "alone", "mixed": "alone_mixed", "equal": "alone_mixed"}
@@ -153,7 +152,7 @@ class Measurement:
         sessions = [open_session(self._bundle, threads) for threads in (1, cores())]
         served, alone, times = [], [], []
         for _ in range(LATENCY_ROUNDS):
-            alone.append([single_ms(session, self._ids[0], LATENCY_RUNS) for session in sessions])
+            alone.append([single_ms(session, self._ids[0], seconds / 4) for session in sessions])
             phase, latencies = self.server.run(self._single, 1, seconds)
             assert phase.report.latency_ms is not None
             served.append(phase.report.latency_ms.p50)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.system
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.timeout(300)
 def test_a_bench_judges_every_target_and_makes_a_table(tmp_path: Path) -> None:
     said: list[str] = []
     with Stack() as stack:
