@@ -77,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `revision` is a hub commit, or "sha256:" and the hash of the weights. `max_tokens` counts the special tokens.
     `normalize` tells whether vectors have length 1; pooling and normalization are inside the graph.
+    `builder` counts the changes of how graphs are built; one that is made by an older one is right, and slower.
     `precisions` maps a precision ("fp32") to the name of its graph, `layouts` to how that takes texts (dense, if it is
     not named) and `losses` to what it costs; `parity` is fp32's. `prompts` are put before a text by their names, and
     the one that `default_prompt_name` names where the client names none. Bundles made before there were any lack these.
@@ -96,6 +97,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     parity: Parity
     layouts: dict[str, Layout] = {}
     losses: dict[str, Loss] = {}
+    builder: int = 0
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import tokenizers
 
-from engine.runners.onnx import OnnxRunner
+from engine.runners.onnx import SLOW_FUSIONS, OnnxRunner
 from engine.scheduler import Limits
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.messages import Ids
@@ -101,7 +101,9 @@ def open_session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return ort.InferenceSession(bundle.graph("fp32"), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(
+        bundle.graph("fp32"), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_FUSIONS
+    )
 
 
 def _work(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], stop: threading.Event, tally: _Tally) -> None:

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from tools.checkpoint import Checkpoint
     from tools.foreign import Foreign
 
+# To be raised where the same model is built into a better graph, so that bundles in place are made again.
+# 1: a sum and its norm are operators of their own on the CPU.
+BUILDER = 1
+
 
 def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", say: Say = print) -> Path:
     """The folder of the bundle of `model`, made first if there is none or it has no graph of `precision`.
@@ -120,6 +124,8 @@ def _usable(target: Path, source: str, *, verify: bool) -> Bundle | None:
     try:
         bundle = load_bundle(target, verify=verify)
     except StartError:
+        return None
+    if bundle.builder != BUILDER:
         return None
     local = find_local(source)
     if local is not None:
@@ -232,6 +238,7 @@ def _describe(
         parity=parity,
         layouts={precision: layout for precision, layout in LAYOUTS.items() if precision in graphs},
         losses=losses,
+        builder=BUILDER,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
     )

@@ -22,6 +22,8 @@ from ipc.slab import Rows
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "sdpa_kernel": "3"}
 SPIN_MICROSECONDS = "20"
+# What ONNX Runtime would make of a sum and its norm on the CPU takes longer than the two: docs/decisions/0002.
+SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # The threads that share one run; measured with two cores only.
 MOST_THREADS = 8
 # A first run of a shape is slow, mostly for its memory: the longest text grows the arena once.
@@ -120,6 +122,7 @@ def _open_session(graph: Path, device: str, threads: int) -> ort.InferenceSessio
             providers=[(provider, CUDA_OPTIONS if device == "cuda" else {})],
             # Without this a provider that cannot be made is replaced by the CPU's, and nobody is told.
             enable_fallback=0,
+            disabled_optimizers=SLOW_FUSIONS if device == "cpu" else [],
         )
     except Exception as error:
         raise StartError(f"ONNX Runtime cannot load {graph} on {device}: {error}") from error

@@ -39,7 +39,13 @@ class Embedder(Worker):  # type: ignore[misc]
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False
-        self._session = ort.InferenceSession(os.environ["PEER_GRAPH"], options, providers=["CPUExecutionProvider"])
+        self._session = ort.InferenceSession(
+            os.environ["PEER_GRAPH"],
+            options,
+            providers=["CPUExecutionProvider"],
+            # As in engine/runners/onnx.py.
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
 
     def deserialize(self, data: bytes) -> list[str]:
         """The texts of a request."""

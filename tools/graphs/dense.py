@@ -67,6 +67,11 @@ class Dense:
         qkv = self.nodes.weight(f"{prefix}qkv", np.concatenate(matrices, axis=1))
         return self.nodes.add("Attention", states, qkv, biases, domain=MICROSOFT, num_heads=heads)
 
+    def add_and_norm(self, product: str, residual: str, bias: str, scale: str, shift: str, epsilon: float) -> str:
+        """Three operators: the one that does all of it takes twice as long on a CPU, an eighth of the whole run."""
+        total = self.nodes.add("Add", self.nodes.add("Add", product, bias), residual)
+        return self.nodes.add("LayerNormalization", total, scale, shift, axis=-1, epsilon=epsilon)
+
     def pool(self, states: str, checkpoint: Usage) -> None:
         """Vectors [batch, 1, hidden] until the last node, so that products have one row.
 

@@ -43,6 +43,9 @@ class Layout(Protocol):
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
         """Self-attention within each text. `bias` [1, heads, longest, longest] is added to the scores; "" for none."""
 
+    def add_and_norm(self, product: str, residual: str, bias: str, scale: str, shift: str, epsilon: float) -> str:
+        """The layer norm of product + bias + residual."""
+
     def pool(self, states: str, checkpoint: Checkpoint) -> None:
         """End with a node that gives each text's vector, float32 [texts, hidden], normalized if the model says so."""
 
@@ -65,9 +68,9 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = "fp32") -> ModelP
         prefix = f"encoder.layer.{layer}."
         attended = place.attend(states, weights, f"{prefix}attention.self.", config.num_attention_heads, bias)
         product = _multiply(place.nodes, weights, f"{prefix}attention.output.dense", attended)
-        states = _add_and_norm(place.nodes, config, weights, f"{prefix}attention.output.", product, states)
+        states = _add_and_norm(place, config, weights, f"{prefix}attention.output.", product, states)
         product = _feed_forward(place.nodes, config, weights, prefix, states)
-        states = _add_and_norm(place.nodes, config, weights, f"{prefix}output.", product, states)
+        states = _add_and_norm(place, config, weights, f"{prefix}output.", product, states)
     place.pool(states, checkpoint)
     return place.nodes.model(place.inputs, tensor("embeddings", np.float32, place.texts, config.hidden_size))
 
@@ -125,14 +128,12 @@ def _multiply(nodes: Nodes, weights: Weights, name: str, states: str) -> str:
     return nodes.product(states, name, weights[f"{name}.weight"].T)
 
 
-def _add_and_norm(nodes: Nodes, config: BertConfig, weights: Weights, prefix: str, product: str, residual: str) -> str:
-    return nodes.add(
-        "SkipLayerNormalization",
+def _add_and_norm(place: Layout, config: BertConfig, weights: Weights, prefix: str, product: str, residual: str) -> str:
+    return place.add_and_norm(
         product,
         residual,
-        nodes.weight(f"{prefix}scale", weights[f"{prefix}LayerNorm.weight"]),
-        nodes.weight(f"{prefix}shift", weights[f"{prefix}LayerNorm.bias"]),
-        nodes.weight(f"{prefix}bias", weights[f"{prefix}dense.bias"]),
-        domain=MICROSOFT,
-        epsilon=config.layer_norm_eps,
+        place.nodes.weight(f"{prefix}bias", weights[f"{prefix}dense.bias"]),
+        place.nodes.weight(f"{prefix}scale", weights[f"{prefix}LayerNorm.weight"]),
+        place.nodes.weight(f"{prefix}shift", weights[f"{prefix}LayerNorm.bias"]),
+        config.layer_norm_eps,
     )

@@ -96,6 +96,11 @@ class Packed:
             num_heads=heads,
         )
 
+    def add_and_norm(self, product: str, residual: str, bias: str, scale: str, shift: str, epsilon: float) -> str:
+        """One operator, and one kernel to launch."""
+        inputs = (product, residual, scale, shift, bias)
+        return self.nodes.add("SkipLayerNormalization", *inputs, domain=MICROSOFT, epsilon=epsilon)
+
     def pool(self, states: str, checkpoint: Checkpoint) -> None:
         """In float32 from the pooled vector on."""
         axis = self.nodes.constant("text_axis", np.array([0]))
