@@ -12,10 +12,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
+from ipc.bundle import GRAPHS, Precision
 from ipc.settings import DEFAULT_MODEL, PREFIX
 from tools.prepare import ensure_bundle
 from tools.serve import supervisor
@@ -48,7 +49,7 @@ class Stack:
             "port": self.port,
             "run_dir": self.run_dir,
             "data_dir": self.folder / "data",
-            "model": bundle or ensure_bundle(DEFAULT_MODEL, ROOT / "data"),
+            "model": bundle or ensure_bundle(DEFAULT_MODEL, ROOT / "data", precision=_graph(settings)),
             "api_key": KEY,
             "frontends": 2,
             # What is measured and tested is the engine, and texts come again and again.
@@ -138,6 +139,12 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._folder.cleanup()
+
+
+def _graph(settings: Mapping[str, object]) -> Precision:
+    """The graph that a server with these settings needs in its bundle."""
+    wanted = settings.get("precision")
+    return next((precision for precision in GRAPHS if precision == wanted), "fp32")
 
 
 def free_port() -> int:
