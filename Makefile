@@ -4,7 +4,7 @@ PYTHON ?= python3
 EXTRA ?= cpu
 VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
-CODE := ipc frontend engine tools perf tests
+CODE := ipc frontend engine tools perf monitoring tests
 
 .PHONY: serve test check format lock clean
 
