@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from monitoring.panels import ROWS, Kind, Panel
+from monitoring.panels import ROWS, SERVER, Kind, Panel
 
 Json = dict[str, Any]
 
@@ -169,10 +169,13 @@ def _engine_starts() -> Json:
         "datasource": SOURCE,
         "enable": True,
         "iconColor": "blue",
-        "expr": 'embedlane_engine_start_time_seconds{instance=~"$instance"} * 1000',
-        "useValueForTime": "on",
+        "target": {
+            "expr": f"embedlane_engine_start_time_seconds{{{SERVER}}} * 1000",
+            "refId": "Anno",
+            "interval": "60s",
+        },
+        "useValueForTime": True,
         "titleFormat": "Engine started",
-        "step": "60s",
     }
 
 

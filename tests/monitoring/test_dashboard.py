@@ -94,5 +94,5 @@ def test_every_query_finds_something(prometheus: Prometheus, panel: Panel) -> No
 def test_the_variable_and_the_annotation_find_something(prometheus: Prometheus) -> None:
     found: list[dict[str, Any]] = prometheus.get("series", **{"match[]": 'up{job="embedlane"}'})
     assert [series["job"] for series in found] == ["embedlane"]
-    starts = prometheus.over_the_run(filled_in(dashboard()["annotations"]["list"][0]["expr"]))
+    starts = prometheus.over_the_run(filled_in(dashboard()["annotations"]["list"][0]["target"]["expr"]))
     assert len({value for values in starts.values() for value in values}) == 2, "the engine was started twice"
