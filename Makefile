@@ -4,20 +4,24 @@ PYTHON ?= python3
 EXTRA ?= cpu
 VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
-CODE := ipc frontend engine tools perf tests examples
+CODE := ipc frontend engine tools perf monitoring tests examples
 
 # The tests of exported models, in an environment of their own. On a machine without a GPU, a package index may offer a
 # build of torch for the CPU alone, which is enough.
 TORCH := torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: serve test test-export bench bench-full load-test check format lock clean
+.PHONY: serve test test-export test-programs bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
+
+# Needs Debian's package prometheus; .ci/run installs it.
+test-programs: $(VENV)/dev.stamp
+	@$(BIN)/python -m pytest tests/monitoring
 
 test-export: $(EXPORT_VENV)/export.stamp
 	@$(EXPORT_VENV)/bin/python -m pytest tests/export

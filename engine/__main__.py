@@ -94,7 +94,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
         epoch=epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, settings.queue_items),
     )
     _stop_on_signals(engine, wake_fd)
     log.info(

@@ -14,6 +14,7 @@ from frontend.embed import Embedder
 from frontend.keys import Key
 from frontend.redis_link import RedisLink
 from frontend.request_log import CLIENT_LEFT, Facts
+from ipc.errors import codes
 from ipc.metrics import SECONDS, Advance
 from ipc.process import cpu_seconds, resident_bytes
 
@@ -61,6 +62,11 @@ class RequestMetrics:
         )
         self._texts = Counter("embedlane_texts", "Texts that were asked for.", ["key"], registry=registry)
         self._tokens = Counter("embedlane_tokens", "Tokens of these texts.", ["key"], registry=registry)
+        errors = Counter(
+            "embedlane_request_errors", "Requests that got an error, by its code.", ["code"], registry=registry
+        )
+        # All of them from the start: a rate sees nothing of a series' first value.
+        self._errors = {code: errors.labels(code) for code in codes()}
 
     def note(self, scope: Scope, facts: Facts) -> None:
         """Count a request that has ended."""
@@ -68,6 +74,8 @@ class RequestMetrics:
         path, status, name = scope["path"], facts.status or CLIENT_LEFT, None if key is None else key.name
         series = self._series.get((path, status, name)) or self._make(path, status, name)
         series.requests.inc()
+        if facts.error is not None:
+            self._errors[facts.error].inc()
         series.seconds.observe((time.monotonic_ns() - facts.began_ns) / 1e9)
         if facts.texts:
             series.tokenize_seconds.observe(facts.tokenize_ns / 1e9)
@@ -119,10 +127,11 @@ class StateMetrics:
         self._leases = gauge("embedlane_leases", "Rows of the slab that are lent to this front end.")
         self._breaker = gauge("embedlane_breaker_state", "0: closed, 1: half-open, 2: open.")
         self._cache_bytes = gauge("embedlane_cache_bytes", "Bytes in use by cached vectors.")
-        self._redis_up = gauge("embedlane_redis_up", "1 while Redis answers; 0 also where there is none.")
         self._memory = gauge("embedlane_process_resident_bytes", "Resident memory of a process.")
         cpu = Counter("embedlane_process_cpu_seconds", "CPU time of a process.", ["process"], registry=registry)
         self._cpu = Advance(cpu.labels(process))
+        starts = Counter("embedlane_frontend_starts", "How often a front end started.", ["process"], registry=registry)
+        starts.labels(process).inc()
         opened = Counter("embedlane_breaker_opened", "How often the breaker opened.", registry=registry)
         self._opened = Advance(opened)
         decisions = Counter(
@@ -141,6 +150,8 @@ class StateMetrics:
         self._evicted = Advance(
             Counter("embedlane_cache_evictions", "Vectors that were dropped for others.", registry=registry)
         )
+        if link is not None:
+            self._redis_up = gauge("embedlane_redis_up", "1 while Redis answers, 0 while it is away.")
         self._failures = Advance(Counter("embedlane_redis_failures", "Calls that Redis failed.", registry=registry))
         self._fallbacks = Advance(
             Counter("embedlane_redis_fallbacks", "Times that limits or cache went on without Redis.", registry=registry)

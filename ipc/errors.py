@@ -24,6 +24,7 @@ HTTP statuses are not here: `frontend.responses.STATUS` is the one table.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -143,3 +144,10 @@ class InternalError(RequestError):
     """A bug of ours."""
 
     code = "INTERNAL_ERROR"
+
+
+def codes(error: type[RequestError] = RequestError) -> Iterator[str]:
+    """The code of every RequestError there is, some more than once."""
+    yield error.code
+    for kind in error.__subclasses__():
+        yield from codes(kind)

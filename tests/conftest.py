@@ -11,13 +11,16 @@ from ipc.settings import DEFAULT_MODEL
 from tools.prepare import ensure_bundle
 
 ROOT = Path(__file__).parent.parent
-EXPORT = ROOT / "tests" / "export"
+# Tests that need PyTorch (`make test-export`), or programs of the system (`make test-programs`).
+APART = [ROOT / "tests" / name for name in ("export", "monitoring")]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the tests that need PyTorch, unless they are asked for by name, as `make test-export` does."""
-    is_asked_for = any(Path(argument).absolute().is_relative_to(EXPORT) for argument in config.args)
-    return True if collection_path == EXPORT and not is_asked_for else None
+    """Leave out what a machine with Python alone cannot run, unless it is asked for by name."""
+    if collection_path not in APART:
+        return None
+    is_asked_for = any(Path(argument).absolute().is_relative_to(collection_path) for argument in config.args)
+    return None if is_asked_for else True
 
 
 @pytest.fixture(scope="session")

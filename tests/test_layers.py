@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("ipc", "frontend", "engine", "tools", "perf", "tests")
+OURS = ("ipc", "frontend", "engine", "tools", "perf", "monitoring", "tests")
 CORE = ("ipc", "frontend", "engine")
 MOST_LINES = 300
 

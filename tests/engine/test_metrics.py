@@ -20,7 +20,7 @@ MS = 1_000_000
 class Bench:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.metrics = EngineMetrics(self.registry, WELCOME, Epoch(0xABC))
+        self.metrics = EngineMetrics(self.registry, WELCOME, Epoch(0xABC), queue_items=10)
         self.counters = Counters()
         self.scheduler = Scheduler(Limits(rows=8, tokens=64, max_wait=0, queue_items=10))
         self.leases, self.running = np.zeros(ROWS, np.uint32), np.zeros(ROWS, np.uint64)
@@ -73,6 +73,7 @@ def test_what_waits_and_what_is_lent(bench: Bench) -> None:
     assert bench.value("engine_queued_tokens", priority="interactive") == 12
     assert bench.value("engine_queued_tokens", priority="bulk") == 9
     assert [bench.value("slab_rows", state=state) for state in ("lent", "computing", "free")] == [3, 1, 12]
+    assert bench.value("engine_queue_limit_texts") == 10
     assert bench.value("engine_busy_lanes") == 2
     bench.scheduler.cancel(1, [1])
     bench.refresh()

@@ -26,11 +26,18 @@ class Bench:
         self.registry = CollectorRegistry()
         self.metrics = RequestMetrics(self.registry, ROUTES)
 
-    def note(self, path: str = "/embed", status: int | None = 200, key: str | None = "one", texts: int = 2) -> None:
+    def note(
+        self,
+        path: str = "/embed",
+        status: int | None = 200,
+        key: str | None = "one",
+        texts: int = 2,
+        error: str | None = None,
+    ) -> None:
         scope = post_scope(path)
         if key is not None:
             scope[SCOPE_KEY] = Key(key, "0" * 64, "")
-        facts = Facts(0, status=status, texts=texts, tokens=5 * texts, tokenize_ns=2_000_000)
+        facts = Facts(0, status=status, texts=texts, tokens=5 * texts, tokenize_ns=2_000_000, error=error)
         self.metrics.note(scope, facts)
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -69,6 +76,13 @@ def test_one_without_texts_tokenized_nothing(bench: Bench) -> None:
 def test_a_client_that_left_and_one_without_a_key(bench: Bench) -> None:
     bench.note(status=None, key=None)
     assert bench.requests("/embed", "499", NO_KEY) == 1
+
+
+def test_errors_are_counted_by_code_and_each_is_there_before_it_happens(bench: Bench) -> None:
+    bench.note(status=500, error="POISON_REQUEST")
+    assert bench.value("embedlane_request_errors_total", code="POISON_REQUEST") == 1
+    for code in ("ENGINE_FAILURE", "INPUT_TOO_LONG", "INTERNAL_ERROR", "OVERLOADED", "RATE_LIMIT_EXCEEDED"):
+        assert bench.value("embedlane_request_errors_total", code=code) == 0
 
 
 def test_paths_that_are_no_routes_are_one(bench: Bench) -> None:

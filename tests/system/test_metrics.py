@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from perf.redis_server import RedisServer
 from perf.stack import ROOT, Stack
 from tests.system.keyed import bearer, connect_to_each, make_key
 from tests.system.processes import PATIENCE_SECONDS, wait_for
@@ -32,7 +33,7 @@ Samples = dict[tuple[str, ...], float]
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
-    with Stack(frontends=2, cache_mb=8, engine_grace_ms=5_000) as stack:
+    with Stack(frontends=2, cache_mb=8) as stack:
         yield stack
         # pytest shows this where the test failed.
         print(stack.log.read_text(errors="replace")[-20_000:])
@@ -106,15 +107,19 @@ def test_every_front_end_tells_the_same_and_all_of_it(stack: Stack) -> None:
     for samples in asyncio.run(run()):
         assert requests(samples, "200") == 2 * TEXTS
         assert samples["texts_total", "default"] == 2 * TEXTS
+        assert samples["frontend_starts_total", "frontend-0"] == samples["frontend_starts_total", "frontend-1"] == 1
+        assert not [name for name, *_ in samples if name == "redis_up"], "there is none"
         assert looked_up(samples) == 2 * TEXTS
         assert samples["engine_wait_seconds_count",] >= TEXTS
         assert samples["engine_padding_tokens_total",] == 0
         assert samples["slab_rows", "free"] + samples["slab_rows", "lent"] + samples["slab_rows", "computing"] == 8192
 
 
-def test_every_metric_is_documented(stack: Stack) -> None:
+def test_every_metric_is_documented() -> None:
     described = (ROOT / "docs" / "metrics.md").read_text()
-    names = [name.removesuffix("_total") for name in re.findall(r"^# TYPE (\w+)", exposition(stack), re.MULTILINE)]
+    with RedisServer() as redis, Stack(cache_mb=8, redis_url=redis.url) as stack:
+        text = exposition(stack)
+    names = [name.removesuffix("_total") for name in re.findall(r"^# TYPE (\w+)", text, re.MULTILINE)]
     assert len(names) > 20
     assert [name for name in names if f"`{name}`" not in described] == []
     assert [
@@ -133,8 +138,14 @@ def test_kill_9_loses_no_count(stack: Stack) -> None:
     assert asyncio.run(embed(stack, "one more")) == 200
     samples = until(stack, "the last to be counted", partial(has_answered, requests_so_far=TEXTS + 1))
     assert samples["engine_starts_total",] == 2
+    # One that is killed before it serves has not counted.
+    until(stack, "the front ends' starts", lambda found: frontend_starts(found) >= 3)
     files = [path.name for path in (Path(stack.run_dir) / "metrics").glob("counter_*")]
     assert len(files) <= 4, "a successor takes its predecessor's place"
+
+
+def frontend_starts(samples: Samples) -> float:
+    return sum(value for (name, *_), value in samples.items() if name == "frontend_starts_total")
 
 
 def is_replaced(stack: Stack, program: str, old: int) -> bool:
@@ -148,6 +159,7 @@ def test_limits_and_breaker_can_be_seen(stack: Stack) -> None:
     samples = until(stack, "the refusal to be counted", lambda found: found["limit_decisions_total", "refused"] == 1)
     assert samples["limit_decisions_total", "passed"] == 2
     assert samples["requests_total", "small", EMBED, "429"] == 1
+    assert samples["request_errors_total", "RATE_LIMIT_EXCEEDED"] == 1
     with stack.without_engine():
         until(stack, "an open breaker", lambda found: 2 in states(found))
     # The other front end's scrape may be from before they opened.
