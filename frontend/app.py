@@ -14,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from frontend import docs, health, scrape
+from frontend import health, scrape
 from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.documentation import docs
 from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from frontend.markup import Html, block, table, tag, whole_page
-from frontend.operations import JSON
+from frontend.documentation.markup import Html, block, table, tag, whole_page
+from frontend.documentation.operations import JSON
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.openapi import build_document
-from frontend.page import Page
+from frontend.documentation.openapi import build_document
+from frontend.documentation.page import Page
 from frontend.responses import json_response
 from ipc.bundle import Bundle
 from ipc.settings import Settings

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from frontend import answers
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.documentation import answers
 from frontend.raw import NPY, OCTETS
 from frontend.tokenizer import Token
 from ipc.errors import (

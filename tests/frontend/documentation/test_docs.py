@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from frontend.app import ROUTES
-from frontend.docs import Documentation
-from frontend.operations import OPERATIONS
-from frontend.page import Page
+from frontend.documentation.docs import Documentation
+from frontend.documentation.operations import OPERATIONS
+from frontend.documentation.page import Page
 from ipc.bundle import Bundle
 from ipc.settings import Settings
 
