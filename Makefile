@@ -1,4 +1,4 @@
-# `make serve` and `make test` need Python 3.11 or newer, git and make, and nothing else.
+# `make serve` needs Python 3.11 or newer, git and make, and nothing else; `make test` Chromium as well.
 # `make serve EXTRA=gpu` installs ONNX Runtime for CUDA, in an environment of its own: the two overwrite each other.
 PYTHON ?= python3
 EXTRA ?= cpu

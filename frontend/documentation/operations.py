@@ -274,5 +274,6 @@ OPERATIONS: Final = (
     ),
     Operation("GET", "/metrics", "What all processes count, for Prometheus", SERVER, OPEN, media=("text/plain",)),
     Operation("GET", "/openapi.json", "This interface as an OpenAPI document", SERVER, OPEN, answer=dict[str, Any]),
-    Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, also=("/",), media=("text/html",)),
+    Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, media=("text/html",)),
+    Operation("GET", "/", "A page to try the server and to watch it", SERVER, OPEN, media=("text/html",)),
 )

@@ -38,6 +38,7 @@ class Page:
             tag("h1", info["title"], " ", tag("small", info["version"])),
             tag("p", info["description"]),
             tag("p", "Programs read the same from ", tag("a", "/openapi.json", href="/openapi.json"), "."),
+            tag("p", "To try the server and to watch it: ", tag("a", "its page", href="/"), "."),
             *self._key(),
             tag("nav", tag("ul", *(tag("li", link) for link in self._links()))),
             *(part for family in self._document["tags"] for part in self._family(family)),
