@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from perf.stack import KEY, Stack
 from tests.system.browser import Visit, chromium
+from tests.system.processes import wait_for
 from tests.system.wire import Connection, openai_body
 
 pytestmark = pytest.mark.system
@@ -259,6 +260,39 @@ def test_it_reads_the_text_format_as_prometheus_does(visit: Visit, server: Stack
         )
         expected = [[s.name, s.labels, s.value] for f in text_string_to_metric_families(text) for s in f.samples]
         assert sorted(read, key=str) == sorted(expected, key=str)
+
+
+@pytest.fixture
+def unasked() -> Iterator[Stack]:
+    """A server that has answered nobody yet: a reading of another may be from before the last test's requests."""
+    with Stack(frontends=1) as stack:
+        yield stack
+
+
+def test_requests_are_counted_and_the_page_itself_is_not(visit: Visit, unasked: Stack) -> None:
+    def read() -> str:
+        return httpx.get(f"{unasked.url}/metrics").text
+
+    def compare(before: str, after: str) -> Any:
+        return reckon(visit, "m.figures(m.parse(a), m.parse(b), 10)", before, after)
+
+    def is_over() -> str | None:
+        """What is told once the requests are counted."""
+        after = read()
+        return after if compare(before, after)["texts"] >= 0.8 else None
+
+    before = read()
+    with httpx.Client(base_url=unasked.url, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs"), ("/", "inputs")):
+            assert client.post(path, json={field: ["one", "two"]}).status_code == 200
+        assert client.get("/").status_code == client.get("/v1/models").status_code == 200
+        assert client.post("/embed", json={"inputs": []}).status_code == 422
+        assert client.post("/embed", json={"inputs": ["one", "two"]}).status_code == 200
+    found = compare(before, wait_for(is_over, "the requests to be counted"))
+    assert (found["requests"], found["texts"], found["errors"]) == pytest.approx((0.5, 0.8, 0.1))
+    assert 0 < found["p50"] <= found["p99"]
+    assert 1 <= found["batch"] <= 2
+    assert (found["rows"], found["hits"]) == (8192, None)
 
 
 def test_quantiles_and_rates_are_those_of_prometheus(visit: Visit) -> None:
