@@ -19,9 +19,9 @@ serve: $(VENV)/$(EXTRA).stamp
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
 
-# Needs Debian's package prometheus; .ci/run installs it.
+# Needs Debian's packages prometheus and chromium; .ci/run installs them.
 test-programs: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest tests/monitoring
+	@$(BIN)/python -m pytest tests/monitoring tests/browser
 
 test-export: $(EXPORT_VENV)/export.stamp
 	@$(EXPORT_VENV)/bin/python -m pytest tests/export

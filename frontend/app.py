@@ -14,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from frontend import docs, health, scrape
+from frontend import health, pages, scrape
 from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.documentation import docs
 from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
@@ -33,7 +34,7 @@ from ipc.settings import Settings
 
 async def root(request: Request) -> Response:
     """`/`: text-embeddings-inference's POST, and the page for people."""
-    return await (tei.root if request.method == "POST" else docs.page)(request)
+    return await (tei.root if request.method == "POST" else pages.page)(request)
 
 
 class Handler:
@@ -79,6 +80,9 @@ ROUTES: Final = [
     Route("/docs", Handler(docs.page), methods=["GET"]),
 ]
 
+# What the page loads: no part of the interface, and so in none of its tables.
+ASSETS: Final = [Route(path, Handler(file), methods=["GET"]) for path, file in pages.ASSETS.items()]
+
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/readiness", "/ping", "/metrics", "/openapi.json", "/docs", "/"})
 PATHS: Final = frozenset(route.path for route in ROUTES)
 
@@ -110,6 +114,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     windows = EmbeddedWindows(settings.run_path)
     log = RequestLog()
     registry = CollectorRegistry()
+    open_paths = (OPEN_PATHS | pages.ASSETS.keys()) - ({"/metrics"} if settings.metrics_key else set())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -126,11 +131,11 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
             yield
 
     app = Application(
-        routes=ROUTES,
+        routes=[*ROUTES, *ASSETS],
         middleware=[
             Middleware(Correlation, log=log, metrics=RequestMetrics(registry, PATHS)),
             Middleware(Errors, dialects=DIALECTS, default=original),
-            Middleware(Auth, keys=keys, open_paths=OPEN_PATHS - {"/metrics"} if settings.metrics_key else OPEN_PATHS),
+            Middleware(Auth, keys=keys, open_paths=open_paths),
         ],
         lifespan=lifespan,
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from frontend.operations import FAMILIES, JSON, OPERATIONS, Family, Operation
+from frontend.documentation.operations import FAMILIES, JSON, OPERATIONS, Family, Operation
 from frontend.responses import error_response
 from ipc.bundle import Bundle
 from ipc.errors import RequestError

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from frontend.markup import Html, block, table, tag, whole_page
-from frontend.operations import JSON
+from frontend.documentation.markup import Html, block, table, tag, whole_page
+from frontend.documentation.operations import JSON
 
 Json = dict[str, Any]
 
@@ -38,6 +38,7 @@ class Page:
             tag("h1", info["title"], " ", tag("small", info["version"])),
             tag("p", info["description"]),
             tag("p", "Programs read the same from ", tag("a", "/openapi.json", href="/openapi.json"), "."),
+            tag("p", "To try the server and to watch it: ", tag("a", "its page", href="/"), "."),
             *self._key(),
             tag("nav", tag("ul", *(tag("li", link) for link in self._links()))),
             *(part for family in self._document["tags"] for part in self._family(family)),

@@ -15,14 +15,14 @@ import pytest
 
 from frontend.app import DIALECTS, OPEN_PATHS, ROUTES
 from frontend.dialects import original
-from frontend.openapi import VERSION, build_document
-from frontend.operations import OPERATIONS, Operation
+from frontend.documentation.openapi import VERSION, build_document
+from frontend.documentation.operations import OPERATIONS, Operation
 from ipc.bundle import Bundle
 from ipc.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

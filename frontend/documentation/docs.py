@@ -1,4 +1,4 @@
-"""`GET /openapi.json`, and `GET /docs` and `GET /` with the same document as a page: bytes made once at start-up."""
+"""`GET /openapi.json`, and `GET /docs` with the same document as a page: bytes made once at start-up."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from frontend.openapi import build_document
-from frontend.page import Page
+from frontend.documentation.openapi import build_document
+from frontend.documentation.page import Page
+from frontend.pages import page_headers
 from frontend.responses import json_response
 from ipc.bundle import Bundle
 from ipc.settings import Settings
 
 # The page can load nothing and run nothing, whatever were to get into it.
-HEADERS: Final = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+HEADERS: Final = page_headers(
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class Documentation:

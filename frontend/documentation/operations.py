@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from frontend import answers
 from frontend.dialects import Dialect, openai, original, tei
+from frontend.documentation import answers
 from frontend.raw import NPY, OCTETS
 from frontend.tokenizer import Token
 from ipc.errors import (
@@ -274,5 +274,6 @@ OPERATIONS: Final = (
     ),
     Operation("GET", "/metrics", "What all processes count, for Prometheus", SERVER, OPEN, media=("text/plain",)),
     Operation("GET", "/openapi.json", "This interface as an OpenAPI document", SERVER, OPEN, answer=dict[str, Any]),
-    Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, also=("/",), media=("text/html",)),
+    Operation("GET", "/docs", "This interface as a page", SERVER, OPEN, media=("text/html",)),
+    Operation("GET", "/", "A page to try the server and to watch it", SERVER, OPEN, media=("text/html",)),
 )
