@@ -6,13 +6,17 @@ VENV := .venv$(if $(filter-out cpu,$(EXTRA)),-$(EXTRA))
 BIN := $(VENV)/bin
 CODE := ipc frontend engine tools perf tests
 
-.PHONY: serve test check format lock clean
+.PHONY: serve test test-containers check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
+
+# As root on Debian: installs podman and more, and takes minutes. docs/containers.md
+test-containers:
+	@tests/containers/run
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff check $(CODE)
