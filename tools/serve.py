@@ -75,11 +75,12 @@ def main() -> int:
         if part == "prepare":
             print(f"prepared   {model}, and the key", flush=True)
             return 0
+        if part != "engine":
+            _check_port(settings)
         run_dir = ensure_run_dir(settings.run_path.absolute())
         env = environment(settings, model, key, run_dir)
         if part == "engine":
             os.execve(sys.executable, [sys.executable, "-m", "engine"], env)  # noqa: S606 - our own module
-        _check_port(settings)
         env[AUTOSTART] = str(part == "all").lower()
         if part == "frontends":
             return _supervise(settings, env, key, run_dir)
