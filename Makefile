@@ -11,7 +11,7 @@ CODE := ipc frontend engine tools perf monitoring tests examples
 TORCH := torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: serve test test-export test-programs bench bench-full load-test check format lock clean
+.PHONY: serve test test-export test-programs test-containers bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
@@ -25,6 +25,10 @@ test-programs: $(VENV)/dev.stamp
 
 test-export: $(EXPORT_VENV)/export.stamp
 	@$(EXPORT_VENV)/bin/python -m pytest tests/export
+
+# As root on Debian: installs podman and more, and takes minutes. docs/containers.md
+test-containers:
+	@tests/containers/run
 
 # Figures and how they come about: docs/measuring.md.
 bench: $(VENV)/dev.stamp

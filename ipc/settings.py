@@ -18,6 +18,8 @@ from msgspec import Meta
 from ipc.errors import StartError
 
 PREFIX = "EMBEDLANE_"
+# Settings that can be given as the name of a file that holds them: where containers' secrets are.
+SECRETS = ("api_key", "redis_url")
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 RUNNER = re.compile(r"onnx|torch|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # An ipc:// address is a path in sockaddr_un: 108 bytes with the terminating zero, less our longest file name.
@@ -169,6 +171,7 @@ def load_settings(environment: Mapping[str, str] | None = None, env_file: Path =
     given = {**in_file, **environment}
     # An empty value means "not set": compose files and shells pass variables through that way.
     ours = {n.removeprefix(PREFIX).lower(): v for n, v in given.items() if n.startswith(PREFIX) and v}
+    _read_secrets(ours)
     for name in ours.keys() - set(Settings.__struct_fields__):
         raise StartError(f"{PREFIX}{name.upper()} is no setting of Embedlane; the README lists those there are.")
     try:
@@ -177,6 +180,26 @@ def load_settings(environment: Mapping[str, str] | None = None, env_file: Path =
         raise StartError(_explain(error)) from None
     _check(settings)
     return settings
+
+
+def _read_secrets(ours: dict[str, str]) -> None:
+    """Replace each `_file` by what the file holds; a value that is given as such wins."""
+    for name in SECRETS:
+        path = ours.pop(f"{name}_file", None)
+        if path is None or name in ours:
+            continue
+        fault = "it is empty"
+        try:
+            ours[name] = Path(path).read_text().strip()
+        except OSError as error:
+            fault = str(error.strerror)
+        except UnicodeDecodeError:
+            fault = "it is no text"
+        if not ours.get(name):
+            raise StartError(
+                f"{PREFIX}{name.upper()}_FILE names {path}, which cannot be read ({fault}): "
+                "correct the path, or the file and who may read it."
+            )
 
 
 def _explain(error: msgspec.ValidationError) -> str:

@@ -1,12 +1,16 @@
 """Start everything: settings → bundle → key → supervisord → the block that says how to use it.
 
-    python -m tools.serve
+    python -m tools.serve [all|prepare|engine|frontends]
 
 Stays in the foreground, passes the end on to supervisord, and removes the run directory when all has stopped.
+
+In containers each part has its own: `prepare` ends before supervisord, `engine` becomes the engine, and `frontends`
+supervises front ends alone; the run directory, which both share, is then left to the engine.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -38,6 +42,8 @@ from tools.prepare import ensure_bundle
 from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
+# Whether supervisord.conf starts the engine. No EMBEDLANE_ name: it is no setting.
+AUTOSTART = "ENGINE_AUTOSTART"
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 2.0
 
@@ -62,6 +68,7 @@ READY = """
 
 def main() -> int:
     """Serve until told to stop; gives the exit status: 0, or 3 where it can never start."""
+    part = _arguments().part
     _append_output()
     try:
         settings = load_settings()
@@ -72,15 +79,34 @@ def main() -> int:
         key = load_or_make_key(settings)
         # A front end would start with its own key alone: better said here.
         read_keys(settings.data_path / KEYS_FILE)
-        _check_port(settings)
+        if part == "prepare":
+            print(f"prepared   {model}, and the key", flush=True)
+            return 0
+        if part != "engine":
+            _check_port(settings)
         run_dir = ensure_run_dir(settings.run_path.absolute())
+        env = environment(settings, model, key, run_dir)
+        if part == "engine":
+            os.execve(sys.executable, [sys.executable, "-m", "engine"], env)  # noqa: S606 - our own module
+        env[AUTOSTART] = str(part == "all").lower()
+        if part == "frontends":
+            return _supervise(settings, env, key, run_dir)
         _check_alone(run_dir)
-        return _supervise(settings, environment(settings, model, key, run_dir), key, run_dir)
+        try:
+            return _supervise(settings, env, key, run_dir)
+        finally:
+            shutil.rmtree(run_dir, ignore_errors=True)
     except StartError as error:
         print(f"embedlane: {error}", file=sys.stderr)
         return StartError.EXIT_CODE
     except KeyboardInterrupt:
         return 130
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.serve", description="Start Embedlane, or a part of it.")
+    parser.add_argument("part", nargs="?", default="all", choices=("all", "prepare", "engine", "frontends"))
+    return parser.parse_args()
 
 
 def _precision(settings: Settings) -> Precision:
@@ -167,7 +193,6 @@ def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Pa
     finally:
         stop()
         supervisord.wait()
-        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ipc.errors import StartError
-from ipc.settings import DEFAULT_MODEL, Settings, load_settings, setting_names
+from ipc.settings import DEFAULT_MODEL, SECRETS, Settings, load_settings, setting_names
 
 NO_FILE = Path("/nonexistent/.env")
 
@@ -70,6 +70,31 @@ def test_a_bad_name_in_the_file_is_told_too(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("EMBEDLANE_WORKERS=4\n")
     with pytest.raises(StartError, match="EMBEDLANE_WORKERS"):
         load_settings({}, tmp_path / ".env")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_be_in_a_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("hush\n")
+    variable = f"EMBEDLANE_{name.upper()}"
+    assert getattr(load(**{f"{variable}_FILE": str(file)}), name) == "hush"
+    assert getattr(load(**{f"{variable}_FILE": str(file), variable: "given"}), name) == "given"
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff"])
+def test_a_file_without_its_secret_is_named(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(
+        StartError, match=r"^EMBEDLANE_API_KEY_FILE names \S+/secret, which cannot be read \(.+\): .+\.$"
+    ):
+        load(EMBEDLANE_API_KEY_FILE=str(file))
+
+
+def test_only_secrets_may_be_in_files() -> None:
+    with pytest.raises(StartError, match="EMBEDLANE_PORT_FILE is no setting"):
+        load(EMBEDLANE_PORT_FILE="/nonexistent")
 
 
 def test_every_setting_has_a_help_text() -> None:

@@ -116,6 +116,59 @@ def test_the_key_is_made_once_and_kept() -> None:
         assert [path.name for path in kept.parent.iterdir()] == ["api-key"]
 
 
+# Its parts, as containers run them
+
+
+@contextmanager
+def part(name: str, stack: Stack) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m tools.serve NAME` with this stack's settings and log, ended at the latest with the block."""
+    with stack.log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tools.serve", name],
+            cwd=ROOT,
+            env=stack.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_prepare_makes_the_key_and_ends() -> None:
+    stack = Stack(api_key="")
+    try:
+        with part("prepare", stack) as process:
+            assert process.wait(30) == 0
+        assert (stack.folder / "data" / "api-key").read_text().startswith("el-")
+        assert not stack.run_dir.exists()
+    finally:
+        stack.__exit__()
+
+
+def test_engine_and_front_ends_start_and_stop_apart() -> None:
+    stack = Stack(frontends=2)
+    try:
+        with part("engine", stack) as engine:
+            for _ in range(2):
+                with part("frontends", stack) as frontends:
+                    wait_for(lambda: stack.status("/ready") == 200, "an embedding goes through")
+                    # This is the engine itself and no supervisor of one.
+                    assert psutil.Process(engine.pid).children() == []
+                    frontends.terminate()
+                    assert frontends.wait(30) == 0
+                assert (stack.run_dir / "engine.sock").is_socket()
+            engine.terminate()
+            assert engine.wait(30) == 0
+        assert not list(stack.run_dir.glob("slab-*"))
+    finally:
+        shutil.rmtree(stack.run_dir, ignore_errors=True)
+        stack.__exit__()
+
+
 # The end
 
 
