@@ -18,8 +18,8 @@ from engine.scheduler import Limits
 from ipc.bundle import TOKENIZER, Bundle
 from ipc.messages import Ids
 from ipc.slab import Rows
-from perf.gpu import STAGES, Gpu, run_stages, targets_missed
-from perf.gpu_parts import (
+from perf.gpu.__main__ import STAGES, Gpu, run_stages, targets_missed
+from perf.gpu.parts import (
     BERT_BASE,
     MINILM,
     Found,
@@ -30,8 +30,8 @@ from perf.gpu_parts import (
     matrix_rate,
     write_checkpoint,
 )
-from perf.gpu_rates import equal_rate, mixed_rate, rate, step_times
-from perf.gpu_stages import accuracy, attention_kernels, batch_spread, embed, random_shapes
+from perf.gpu.rates import equal_rate, mixed_rate, rate, step_times
+from perf.gpu.stages import accuracy, attention_kernels, batch_spread, embed, random_shapes
 from perf.report import TABLES
 from perf.results import ROOT
 from tests.engine.memory_device import MemoryDevice, SumSession

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipc.bundle import Bundle
-from perf.gpu_server import Load, generate, offer, running, saturate
+from perf.gpu.server import Load, generate, offer, running, saturate
 
 pytestmark = pytest.mark.system
 

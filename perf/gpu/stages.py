@@ -20,7 +20,7 @@ from engine.runners import Runner
 from engine.scheduler import Limits
 from ipc.messages import Ids
 from ipc.slab import Rows
-from perf.gpu_parts import Found, form_batches
+from perf.gpu.parts import Found, form_batches
 
 MOST_LOSS = 1e-4
 # Other programs on the device may take and give back some.

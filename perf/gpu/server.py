@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from perf.gpu_parts import Found
+from perf.gpu.parts import Found
 from perf.stack import KEY, ROOT, Stack
 
 # Every bucket is run, and the small ones captured, before the server is ready.

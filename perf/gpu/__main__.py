@@ -34,12 +34,12 @@ from ipc.bundle import TOKENIZER, Bundle, load_bundle
 from ipc.messages import Ids
 from ipc.settings import DEFAULT_MODEL, Settings
 from ipc.slab import Rows
-from perf import gpu_server
 from perf.alone import token_ids
-from perf.gpu_parts import BERT_BASE, MINILM, Found, Shape, TimedDevice, TimedSession, matrix_rate, write_checkpoint
-from perf.gpu_rates import Rate, Steps, equal_rate, mixed_rate, step_times
-from perf.gpu_server import Load, Offered, Saturated
-from perf.gpu_stages import (
+from perf.gpu import server
+from perf.gpu.parts import BERT_BASE, MINILM, Found, Shape, TimedDevice, TimedSession, matrix_rate, write_checkpoint
+from perf.gpu.rates import Rate, Steps, equal_rate, mixed_rate, step_times
+from perf.gpu.server import Load, Offered, Saturated
+from perf.gpu.stages import (
     Accuracy,
     BatchSpread,
     Environment,
@@ -196,8 +196,8 @@ class Gpu:
         """500 and 5,000 requests a second, at times left to chance."""
         folder, settings = self._minilm.folder, {**SERVER, "frontends": max(self._frontends)}
         return {
-            "500": gpu_server.offer(folder, settings, 500, self._seconds, p50=3.0, p99=6.0),
-            "5000": gpu_server.offer(folder, settings, 5000, self._seconds, p50=10.0, p99=10.0),
+            "500": server.offer(folder, settings, 500, self._seconds, p50=3.0, p99=6.0),
+            "5000": server.offer(folder, settings, 5000, self._seconds, p50=10.0, p99=10.0),
         }
 
     def saturation(self) -> dict[str, Saturated]:
@@ -207,9 +207,9 @@ class Gpu:
         one, many = Load(16, 1, 256, 4, least_requests=25_000), Load(50, 32, 64, 4, least_tokens=1.6e6)
         long = Load(512, 32, 32, 4, least_tokens=1.8e6)
         return {
-            "minilm, one text a request": gpu_server.saturate(minilm, SERVER, self._frontends, one, seconds),
-            "bert-base, 32 texts of 50": gpu_server.saturate(base, SERVER, most, many, seconds),
-            "bert-base, 32 texts of 512": gpu_server.saturate(base, SERVER, most, long, seconds),
+            "minilm, one text a request": server.saturate(minilm, SERVER, self._frontends, one, seconds),
+            "bert-base, 32 texts of 50": server.saturate(base, SERVER, most, many, seconds),
+            "bert-base, 32 texts of 512": server.saturate(base, SERVER, most, long, seconds),
         }
 
     def _equal(self, model: Model, shape: Shape, length: int, least: float = 0.0) -> Rate:

@@ -14,7 +14,7 @@ from engine.runners.packing import empty, pack
 from engine.scheduler import Limits
 from ipc.messages import Ids
 from ipc.slab import Rows
-from perf.gpu_parts import Found, TimedDevice, form_batches
+from perf.gpu.parts import Found, TimedDevice, form_batches
 
 MOST_WASTE = 1.05
 
