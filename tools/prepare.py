@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -26,6 +26,7 @@ from ipc.bundle import (
     TOKENIZER,
     Bundle,
     FileRecord,
+    Layout,
     Loss,
     Manifest,
     Parity,
@@ -48,7 +49,8 @@ def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", 
     """The folder of the bundle of `model`, made first if there is none or it has no graph of `precision`.
 
     `model` is a bundle's folder, a model's folder, an ONNX file, or a Hugging Face id. A bundle in place is only looked
-    at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served, and
+    at, not hashed: a start costs milliseconds. One whose graph takes texts of one length only is made again, and kept
+    where that fails. Raises StartError if there is no such model or it cannot be served, and
     for a bundle's folder without that graph: it does not hold what another graph is made from.
     """
     if (Path(model) / MANIFEST).is_file():
@@ -58,7 +60,18 @@ def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", 
     there = _usable(target, model, verify=False)
     if there is None or precision not in there.precisions:
         prepare(model, target, precisions=[precision], say=say)
+    elif _is_outdated(there):
+        say(f"note       {target} takes texts of one length in a batch, which is slower: it is made again")
+        try:
+            prepare(model, target, force=True, say=say)
+        except StartError as error:
+            say(f"note       it stays as it is: {error}")
     return target
+
+
+def _is_outdated(bundle: Bundle) -> bool:
+    """Whether its fp32 graph was built here, as what it was compared with tells, before there was the mixed layout."""
+    return bundle.layout("fp32") == "dense" and bundle.parity.reference.startswith(("numpy ", "sentence-transformers "))
 
 
 def bundle_folder(model: str, data_dir: Path) -> Path:
@@ -182,7 +195,7 @@ def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say
     exact = open_graph(folder / GRAPHS["fp32"], checkpoint)
     parity = verify(exact, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
     losses = measure_losses(folder, precisions[1:], exact, say)
-    manifest = _describe(fetched, checkpoint, folder, parity, losses)
+    manifest = _describe(fetched, checkpoint, folder, parity, losses, LAYOUTS)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
@@ -206,15 +219,20 @@ def _build_foreign(fetched: Fetched, folder: Path, precisions: list[Precision], 
     (folder / GRAPHS["fp32"]).write_bytes(model.graph.SerializeToString(deterministic=True))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
     parity = verify_foreign(folder / GRAPHS["fp32"], model, say)
-    manifest = _describe(fetched, model, folder, parity, {})
+    manifest = _describe(fetched, model, folder, parity, {}, {"fp32": "dense"})
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
 
 def _describe(
-    fetched: Fetched, checkpoint: "Checkpoint | Foreign", folder: Path, parity: Parity, losses: dict[str, Loss]
+    fetched: Fetched,
+    checkpoint: "Checkpoint | Foreign",
+    folder: Path,
+    parity: Parity,
+    losses: dict[str, Loss],
+    layouts: Mapping[Precision, Layout],
 ) -> Manifest:
-    graphs: dict[str, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
+    graphs: dict[Precision, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
     return Manifest(
         id=fetched.id,
         revision=fetched.revision,
@@ -228,9 +246,9 @@ def _describe(
             name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
             for name in (TOKENIZER, *graphs.values())
         },
-        precisions=graphs,
+        precisions={str(precision): name for precision, name in graphs.items()},
         parity=parity,
-        layouts={precision: layout for precision, layout in LAYOUTS.items() if precision in graphs},
+        layouts={precision: layouts[precision] for precision in graphs},
         losses=losses,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.runners.mixing import TOKEN_COST, Int32, arrange
+from ipc.bundle import MIXED_GROUPS, MIXED_STEP
+from ipc.messages import Ids
+
+lengths_of_texts = st.lists(st.one_of(st.integers(1, 24), st.integers(1, 300)), min_size=1, max_size=40)
+
+
+def make(lengths: list[int]) -> list[Ids]:
+    """Ids that are all different, so that each says which token of which text it is."""
+    ends = np.cumsum(lengths)
+    return [np.arange(end - length, end, dtype=np.int32) for end, length in zip(ends, lengths, strict=True)]
+
+
+def groups(arrays: dict[str, Int32]) -> list[tuple[Int32, Int32]]:
+    return [(arrays[f"places_{group}"], arrays[f"lengths_{group}"]) for group in range(MIXED_GROUPS)]
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@settings(deadline=None, max_examples=200)
+@given(lengths_of_texts)
+def test_every_token_is_in_its_place_and_finds_back(fill: bool, lengths: list[int]) -> None:
+    texts = make(lengths)
+    arrays = arrange(texts, fill=fill)
+    assert np.array_equal(arrays["input_ids"], np.concatenate(texts))
+    assert np.array_equal(arrays["position_ids"], np.concatenate([np.arange(length) for length in lengths]))
+    rows = [row for places, _ in groups(arrays) for row in arrays["input_ids"][places]]
+    sizes = np.concatenate([sizes for _, sizes in groups(arrays)])
+    for text, row in zip(texts, arrays["order"], strict=True):
+        assert sizes[row] == len(text)
+        assert np.array_equal(rows[row][: len(text)], text)
+        assert (rows[row][len(text) :] == text[0]).all(), (
+            "padding is the text's own, for what is in it may be no number"
+        )
+    assert np.array_equal(np.concatenate(rows)[arrays["back"]], arrays["input_ids"])
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.int32)}
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths_of_texts)
+def test_widths_are_multiples_and_none_is_wider_than_needed(lengths: list[int]) -> None:
+    made = groups(arrange(make(lengths)))
+    for places, sizes in made:
+        assert places.shape[1] % MIXED_STEP == 0
+        if len(sizes):
+            assert 0 <= places.shape[1] - sizes.max() < MIXED_STEP
+    assert sum(len(sizes) for _, sizes in made) == len(lengths)
+    assert made[-1][1].max() == max(lengths), "the longest is in the last, which says how wide a bias must be"
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=12))
+def test_no_other_groups_would_cost_less(lengths: list[int]) -> None:
+    def cost(rows: int, width: int) -> int:
+        return rows * width * (width + TOKEN_COST)
+
+    widths = sorted(-(-length // MIXED_STEP) * MIXED_STEP for length in lengths)
+    every = [
+        sum(cost(end - begin, widths[end - 1]) for begin, end in zip((0, *cuts), (*cuts, len(widths)), strict=True))
+        for cuts in combinations_with_replacement(range(len(widths)), MIXED_GROUPS - 1)
+    ]
+    made = sum(cost(*places.shape) for places, _ in groups(arrange(make(lengths))))
+    assert made == min(every)
+
+
+def test_where_every_group_must_have_a_row_the_empty_ones_get_one() -> None:
+    made = groups(arrange(make([5, 5, 5]), fill=True))
+    assert [sizes.tolist() for _, sizes in made] == [[1], [1], [5, 5, 5]]
+    assert [len(sizes) for _, sizes in groups(arrange(make([5, 5, 5])))] == [0, 0, 3]
