@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from itertools import combinations_with_replacement
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.runners import mixing
 from engine.runners.mixing import TOKEN_COST, Int32, arrange
 from ipc.bundle import MIXED_GROUPS, MIXED_STEP
 from ipc.messages import Ids
 
-lengths_of_texts = st.lists(st.one_of(st.integers(1, 24), st.integers(1, 300)), min_size=1, max_size=40)
+lengths_of_texts = st.one_of(
+    st.lists(st.one_of(st.integers(1, 24), st.integers(1, 300)), min_size=1, max_size=40),
+    st.builds(lambda length, count: [length] * count, st.integers(1, 300), st.integers(1, 8)),
+)
 
 
 def make(lengths: list[int]) -> list[Ids]:
@@ -44,34 +46,40 @@ def test_every_token_is_in_its_place_and_finds_back(fill: bool, lengths: list[in
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.int32)}
 
 
+@pytest.mark.parametrize("at_any_length", [False, True])
 @settings(deadline=None, max_examples=200)
 @given(lengths_of_texts)
-def test_widths_are_multiples_and_none_is_wider_than_needed(lengths: list[int]) -> None:
-    made = groups(arrange(make(lengths)))
-    for places, sizes in made:
+def test_widths_are_multiples_where_there_is_padding(at_any_length: bool, lengths: list[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixing, "PLAIN_AT_ANY_LENGTH", at_any_length)
+        *masked, (plain, plain_lengths) = groups(arrange(make(lengths)))
+    for places, sizes in masked:
         assert places.shape[1] % MIXED_STEP == 0
-        if len(sizes):
-            assert 0 <= places.shape[1] - sizes.max() < MIXED_STEP
-    assert sum(len(sizes) for _, sizes in made) == len(lengths)
-    assert made[-1][1].max() == max(lengths), "the longest is in the last, which says how wide a bias must be"
+        assert not len(sizes) or 0 <= places.shape[1] - sizes.max() < MIXED_STEP
+    has_plain = at_any_length or max(lengths) % MIXED_STEP == 0
+    assert plain_lengths.tolist() == [length for length in lengths if has_plain and length == max(lengths)]
+    assert not has_plain or plain.shape[1] == max(lengths)
+    assert sum(len(sizes) for _, sizes in masked) + len(plain_lengths) == len(lengths)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=12))
-def test_no_other_groups_would_cost_less(lengths: list[int]) -> None:
+def test_no_other_cut_would_cost_less(lengths: list[int]) -> None:
     def cost(rows: int, width: int) -> int:
         return rows * width * (width + TOKEN_COST)
 
-    widths = sorted(-(-length // MIXED_STEP) * MIXED_STEP for length in lengths)
+    *masked, _ = groups(arrange(make(lengths)))
+    widths = sorted(-(-int(size) // MIXED_STEP) * MIXED_STEP for _, sizes in masked for size in sizes)
     every = [
-        sum(cost(end - begin, widths[end - 1]) for begin, end in zip((0, *cuts), (*cuts, len(widths)), strict=True))
-        for cuts in combinations_with_replacement(range(len(widths)), MIXED_GROUPS - 1)
+        sum(cost(len(part), part[-1]) for part in (widths[:cut], widths[cut:]) if part)
+        for cut in range(len(widths) + 1)
     ]
-    made = sum(cost(*places.shape) for places, _ in groups(arrange(make(lengths))))
-    assert made == min(every)
+    assert sum(cost(*places.shape) for places, _ in masked) == min(every)
 
 
 def test_where_every_group_must_have_a_row_the_empty_ones_get_one() -> None:
-    made = groups(arrange(make([5, 5, 5]), fill=True))
-    assert [sizes.tolist() for _, sizes in made] == [[1], [1], [5, 5, 5]]
-    assert [len(sizes) for _, sizes in groups(arrange(make([5, 5, 5])))] == [0, 0, 3]
+    made = groups(arrange(make([8, 8, 8]), fill=True))
+    assert [sizes.tolist() for _, sizes in made] == [[1], [1], [8, 8, 8]]
+    assert [len(sizes) for _, sizes in groups(arrange(make([8, 8, 8])))] == [0, 0, 3]
+    assert [len(sizes) for _, sizes in groups(arrange(make([8])))] == [0, 0, 1]
+    assert [len(sizes) for _, sizes in groups(arrange(make([8]), fill=True))] == [1, 1, 1]

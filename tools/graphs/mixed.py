@@ -5,9 +5,9 @@
 Products, norms and activations compute nothing for padding, and have as many rows as the batch has tokens, whatever the
 lengths. For attention the texts lie in groups of similar lengths, padded to the longest of the group.
 
-A text gets the same bits alone and in any company: every operator works on each row by itself, and padding adds exact
-zeros at the end of sums. Sums that treat their last terms differently (ONNX Runtime's product of one row does, four by
-four) see none of that, as all widths are multiples of MIXED_STEP. docs/decisions/0013 has the measurements.
+A text gets the same bits alone and in any company: every operator works on each row by itself, and padding adds exactly
+nothing at the end of sums. Some CPUs' kernels treat the last terms of a sum differently, so texts are padded to
+multiples of MIXED_STEP. docs/decisions/0013 has the measurements.
 """
 
 import numpy as np
@@ -20,6 +20,8 @@ from tools.graphs.nodes import MICROSOFT, Nodes, tensor
 from tools.graphs.packed import embed_row
 
 GROUPS = range(MIXED_GROUPS)
+# The group of texts of one length, which needs no mask.
+PLAIN = GROUPS[-1]
 # Added to the score of a key that is padding: softmax gives 0, whatever the score was.
 MASKED = -1e30
 
@@ -36,7 +38,6 @@ class Mixed:
             self.inputs.append(tensor(f"lengths_{group}", np.int32, f"texts_{group}"))
         self.texts = "texts"
         self._biases: dict[int, str] = {}
-        self._places: dict[int, tuple[str, str, str]] = {}
 
     def prepare(self, weights: Weights, config: BertConfig) -> Weights:
         """The weights as they are."""
@@ -47,25 +48,37 @@ class Mixed:
         return embed_row(self.nodes, words, positions, scale, shift, epsilon)
 
     def longest(self) -> str:
-        """The width of the last group, which has the longest text."""
-        return self.nodes.add("Shape", f"places_{GROUPS[-1]}", start=1, end=2)
+        """The width of the widest group."""
+        return self.nodes.add("Max", *(self.nodes.add("Shape", f"places_{group}", start=1, end=2) for group in GROUPS))
 
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
-        """One product of all tokens, and an attention for each group."""
+        """Three products of all tokens, and an attention for each group."""
         parts = [f"{prefix}{part}" for part in ("query", "key", "value")]
-        matrix = np.concatenate([weights[f"{part}.weight"].T for part in parts], axis=1)
         biases = self.nodes.weight(f"{prefix}qkv.bias", np.concatenate([weights[f"{part}.bias"] for part in parts]))
-        rows = self.nodes.once("rows", np.array([-1, len(matrix)]))
-        # A query, a key and a value for each token, one below the other.
-        product = self.nodes.add("Reshape", self.nodes.product(states, f"{prefix}qkv", matrix), rows)
+        products = [self.nodes.product(states, part, weights[f"{part}.weight"].T) for part in parts]
+        rows = self.nodes.once("rows", np.array([-1, len(weights[f"{parts[0]}.bias"])]))
         attended = []
         for group in GROUPS:
-            padded = [self.nodes.add("Gather", product, places, axis=0) for places in self._places_of(group)]
-            inputs = (*padded, biases, f"lengths_{group}", *([self._bias_of(group, bias)] if bias else ()))
-            states = self.nodes.add(
-                "MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=heads, mask_filter_value=MASKED
+            padded = [self.nodes.add("Gather", product, f"places_{group}", axis=0) for product in products]
+            # Only a bias or a mask, or keys and values that somebody might read, keep ONNX Runtime from another way to
+            # add up, whose bits would be others.
+            is_plain = group == PLAIN
+            inputs = (
+                *padded,
+                biases,
+                "" if is_plain else f"lengths_{group}",
+                self._bias_of(group, bias) if bias else "",
             )
-            attended.append(self.nodes.add("Reshape", states, rows))
+            unused = (f"{prefix}keys", f"{prefix}values") if is_plain else ()
+            each = self.nodes.add(
+                "MultiHeadAttention",
+                *inputs,
+                unused=unused,
+                domain=MICROSOFT,
+                num_heads=heads,
+                mask_filter_value=MASKED,
+            )
+            attended.append(self.nodes.add("Reshape", each, rows))
         return self.nodes.add("Gather", self.nodes.add("Concat", *attended, axis=0), "back", axis=0)
 
     def pool(self, states: str, checkpoint: Usage) -> None:
@@ -76,15 +89,6 @@ class Mixed:
         if checkpoint.normalize:
             vectors = unit_length(self.nodes, vectors)
         self.nodes.add("Reshape", vectors, self.nodes.constant("vectors", np.array([0, -1])))
-
-    def _places_of(self, group: int) -> tuple[str, str, str]:
-        """Where the queries, keys and values of the group's tokens are; made once for all layers."""
-        if group not in self._places:
-            three, one = (self.nodes.once(f"number_{n}", np.array(n, np.int32)) for n in (3, 1))
-            queries = self.nodes.add("Mul", f"places_{group}", three)
-            keys = self.nodes.add("Add", queries, one)
-            self._places[group] = queries, keys, self.nodes.add("Add", keys, one)
-        return self._places[group]
 
     def _bias_of(self, group: int, bias: str) -> str:
         """The part of `bias` for the group's width, [1, heads, width, width]; made once for all layers."""
@@ -99,7 +103,11 @@ class Mixed:
         return self._biases[group]
 
     def _mean(self, states: str, group: int, _: str) -> str:
-        """The means over the texts' tokens: products of rows of 1/length, then zeros, with the padded states."""
+        """The means over the texts' tokens: products of rows of 1/length, then zeros, with the padded states.
+
+        Each row twice: ONNX Runtime adds up a product of one row four terms at a time, so that the end of a text would
+        matter.
+        """
         add = self.nodes.add
         padded = add("Gather", states, f"places_{group}", axis=0)
         lengths = add("Unsqueeze", f"lengths_{group}", self.nodes.once("row_axes", np.array([1, 2])))
@@ -113,7 +121,8 @@ class Mixed:
         shares = add("Reciprocal", self.nodes.cast(lengths, np.float32))
         is_token = add("Less", add("Range", zero, width, one), lengths)
         rows = add("Where", is_token, shares, self.nodes.once("nothing", np.array(0, np.float32)))
-        return add("MatMul", rows, padded)
+        means = add("MatMul", add("Concat", rows, rows, axis=1), padded)
+        return add("Gather", means, self.nodes.once("column", np.array([0])), axis=1)
 
     def _one(self, states: str, group: int, pooling: str) -> str:
         """The state of the first token ("cls") or the last."""
