@@ -38,6 +38,7 @@ class Mixed:
             self.inputs.append(tensor(f"lengths_{group}", np.int32, f"texts_{group}"))
         self.texts = "texts"
         self._biases: dict[int, str] = {}
+        self._places: dict[int, tuple[str, str, str]] = {}
 
     def prepare(self, weights: Weights, config: BertConfig) -> Weights:
         """The weights as they are."""
@@ -52,14 +53,16 @@ class Mixed:
         return self.nodes.add("Max", *(self.nodes.add("Shape", f"places_{group}", start=1, end=2) for group in GROUPS))
 
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
-        """Three products of all tokens, and an attention for each group."""
+        """One product of all tokens, and an attention for each group."""
         parts = [f"{prefix}{part}" for part in ("query", "key", "value")]
         biases = self.nodes.weight(f"{prefix}qkv.bias", np.concatenate([weights[f"{part}.bias"] for part in parts]))
-        products = [self.nodes.product(states, part, weights[f"{part}.weight"].T) for part in parts]
-        rows = self.nodes.once("rows", np.array([-1, len(weights[f"{parts[0]}.bias"])]))
+        matrix = np.concatenate([weights[f"{part}.weight"].T for part in parts], axis=1)
+        rows = self.nodes.once("rows", np.array([-1, len(matrix)]))
+        # A query, a key and a value for each token, one below the other.
+        product = self.nodes.add("Reshape", self.nodes.product(states, f"{prefix}qkv", matrix), rows)
         attended = []
         for group in GROUPS:
-            padded = [self.nodes.add("Gather", product, f"places_{group}", axis=0) for product in products]
+            padded = [self.nodes.add("Gather", product, places, axis=0) for places in self._places_of(group)]
             # Only a bias or a mask, or keys and values that somebody might read, keep ONNX Runtime from another way to
             # add up, whose bits would be others.
             is_plain = group == PLAIN
@@ -89,6 +92,15 @@ class Mixed:
         if checkpoint.normalize:
             vectors = unit_length(self.nodes, vectors)
         self.nodes.add("Reshape", vectors, self.nodes.constant("vectors", np.array([0, -1])))
+
+    def _places_of(self, group: int) -> tuple[str, str, str]:
+        """Where the queries, keys and values of the group's tokens are; made once for all layers."""
+        if group not in self._places:
+            three, one = (self.nodes.once(f"number_{n}", np.array(n, np.int32)) for n in (3, 1))
+            queries = self.nodes.add("Mul", f"places_{group}", three)
+            keys = self.nodes.add("Add", queries, one)
+            self._places[group] = queries, keys, self.nodes.add("Add", keys, one)
+        return self._places[group]
 
     def _bias_of(self, group: int, bias: str) -> str:
         """The part of `bias` for the group's width, [1, heads, width, width]; made once for all layers."""

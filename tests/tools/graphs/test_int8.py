@@ -57,7 +57,7 @@ def test_every_product_with_weights_is_in_int8(make_model: MakeModel, kind: str)
     checkpoint = read_checkpoint(make_model(model_type=kind))
     model = build_graph(checkpoint, "int8")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8}
-    assert len(stored) == 2 * 6  # layers, and matrices of each
+    assert len(stored) == 2 * 4  # layers, and matrices of each: queries, keys and values share one
     assert {node.input[1] for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"} == stored.keys()
     # The largest weight of each column, and none that would overflow.
     assert all((np.abs(matrix.astype(int)).max(axis=0) == LARGEST_WEIGHT).all() for matrix in stored.values())

@@ -29,7 +29,7 @@ MakeModel = Callable[..., Path]
 ALLOWED = {
     *("EmbedLayerNormalization", "MultiHeadAttention", "MatMul", "SkipLayerNormalization", "BiasGelu", "FastGelu"),
     *("Shape", "Concat", "Cast", "Div", "Gather", "Transpose", "Sqrt", "Max", "Reshape", "Slice", "Add", "Sub"),
-    *("Squeeze", "Unsqueeze", "Range", "Less", "Where", "Reciprocal"),
+    *("Squeeze", "Unsqueeze", "Range", "Less", "Where", "Reciprocal", "Mul"),
 }
 
 
