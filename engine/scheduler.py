@@ -1,7 +1,7 @@
 """When a batch leaves, and which texts are in it. Pure: no socket, no clock of its own.
 
-A batch holds texts of equal length, so no token of it is padding and no mask is needed; or, for a runner that packs
-texts of any lengths, the oldest ones in order. It leaves when it is full (rows or tokens), when its oldest text has
+A batch holds the oldest texts in order, of any lengths; or, for a runner that does not mix lengths, texts of equal
+length, so that no token of it is padding. It leaves when it is full (rows or tokens), when its oldest text has
 waited `max_wait`, or at once when no other lane works, for then waiting would gain nothing. It is formed as late as
 possible, when a lane asks for it, so that later arrivals can join.
 

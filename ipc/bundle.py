@@ -3,7 +3,7 @@
     <bundle>/
         bundle.json              the manifest below: what the model is, and the sha256 of every other file
         tokenizer.json           for the `tokenizers` library, with no truncation or padding stored in it
-        model.fp32.onnx          int32 input_ids [batch, length] → float32 embeddings [batch, dim]
+        model.fp32.onnx          token ids → float32 embeddings [texts, dim]; its inputs are its layout's
         model.int8.onnx          the same with int8 weights, if asked for
         model.fp16.packed.onnx   for CUDA, if asked for: texts without padding, see tools/graphs/packed.py
 
@@ -24,20 +24,24 @@ TOKENIZER = "tokenizer.json"
 # "own": a user's ONNX file that gives the vectors of texts itself.
 Pooling = Literal["mean", "cls", "last", "own"]
 Precision = Literal["fp32", "int8", "fp16"]
-Layout = Literal["dense", "packed"]
+Layout = Literal["dense", "mixed", "packed"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # A bundle may come from a stranger: no name in it may lead out of its folder.
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
-# Of each precision: how its graph takes texts (tools/graphs/dense.py and packed.py), and the name of its file.
-LAYOUTS: dict[Precision, Layout] = {"fp32": "dense", "int8": "dense", "fp16": "packed"}
+# Of each precision: how a graph that is built here takes texts (tools/graphs/mixed.py and packed.py), and the name of
+# its file. Graphs that others made are dense: input_ids int32 [batch, length], texts of one length.
+LAYOUTS: dict[Precision, Layout] = {"fp32": "mixed", "int8": "mixed", "fp16": "packed"}
 GRAPHS: dict[Precision, FileName] = {
     "fp32": "model.fp32.onnx",
     "int8": "model.int8.onnx",
     "fp16": "model.fp16.packed.onnx",
 }
+# Of the mixed layout: how many groups of texts attention has, and what the widths of their rows are multiples of.
+MIXED_GROUPS = 3
+MIXED_STEP = 8
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

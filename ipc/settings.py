@@ -90,7 +90,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, le=256, description="batches under way at once; 0: the cores on a CPU, 2 on CUDA (1 in fp32)")
     ] = 0
     max_batch_rows: Annotated[int, Meta(ge=1, le=4096, description="most texts in a batch")] = 16
-    max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 20, description="most tokens in a batch")] = 2048
+    max_batch_tokens: Annotated[int, Meta(ge=1, le=1 << 20, description="most tokens in a batch")] = 512
     max_wait_ms: Annotated[
         float, Meta(ge=0, le=1000, description="longest a text waits for company while another lane works")
     ] = 2.0

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import tokenizers
 
+from engine.runners.mixing import arrange
 from engine.runners.onnx import SLOW_FUSIONS, OnnxRunner
 from engine.scheduler import Limits
 from ipc.bundle import TOKENIZER, Bundle
@@ -86,7 +87,7 @@ def run_alone(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], second
 
 def single_ms(session: ort.InferenceSession, text: Ids, seconds: float) -> float:
     """Median time of a batch of one, again and again for so long, with nothing else running."""
-    batch = {"input_ids": text.reshape(1, -1)}
+    batch = arrange([text])
     times: list[int] = []
     end = time.perf_counter_ns() + int(seconds * 1e9)
     while not times or time.perf_counter_ns() < end:

@@ -49,7 +49,7 @@ def verify_foreign(path: Path, model: Foreign, say: Say) -> Parity:
 
     Raises StartError as `verify` does, if the longest text fails, or if the texts of a batch change each other.
     """
-    graph = Graph(open_session(path), load_tokenizer(model, model.vocab_size))
+    graph = Graph(open_session(path), load_tokenizer(model, model.vocab_size), "dense")
     _try_longest(graph, model)
     if model.max_tokens > FOREIGN_MAX_TOKENS:
         say(f"note       texts of more than {FOREIGN_MAX_TOKENS} tokens are served, and none is compared")

@@ -25,9 +25,6 @@ from ipc.bundle import (
     MANIFEST,
     TOKENIZER,
     Bundle,
-    FileRecord,
-    Loss,
-    Manifest,
     Parity,
     Precision,
     hash_file,
@@ -37,23 +34,19 @@ from ipc.bundle import (
 from ipc.errors import StartError
 from ipc.settings import DEFAULT_MODEL, load_settings
 from tools.fetch import WEIGHTS, Fetched, Say, fetch, find_local
-from tools.publish import hidden, locked, publish, remove
+from tools.publish import BUILDER, describe, hidden, locked, publish, remove
 
 if TYPE_CHECKING:
-    from tools.checkpoint import Checkpoint
     from tools.foreign import Foreign
-
-# To be raised where the same model is built into a better graph, so that bundles in place are made again.
-# 1: a sum and its norm are operators of their own on the CPU.
-BUILDER = 1
 
 
 def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", say: Say = print) -> Path:
     """The folder of the bundle of `model`, made first if there is none or it has no graph of `precision`.
 
     `model` is a bundle's folder, a model's folder, an ONNX file, or a Hugging Face id. A bundle in place is only looked
-    at, not hashed: a start costs milliseconds. Raises StartError if there is no such model or it cannot be served, and
-    for a bundle's folder without that graph: it does not hold what another graph is made from.
+    at, not hashed: a start costs milliseconds. One of an older version is made again, and kept where that fails. Raises
+    StartError if there is no such model or it cannot be served, and for a bundle's folder without that graph: it does
+    not hold what another graph is made from.
     """
     if (Path(model) / MANIFEST).is_file():
         load_bundle(Path(model), verify=False).graph(precision)
@@ -62,6 +55,12 @@ def ensure_bundle(model: str, data_dir: Path, *, precision: Precision = "fp32", 
     there = _usable(target, model, verify=False)
     if there is None or precision not in there.precisions:
         prepare(model, target, precisions=[precision], say=say)
+    elif there.builder < BUILDER:
+        say(f"note       {target} was made by an older version, which is slower: it is made again")
+        try:
+            prepare(model, target, say=say)
+        except StartError as error:
+            say(f"note       it stays as it is: {error}")
     return target
 
 
@@ -104,7 +103,8 @@ def prepare(
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target, say):
             there = _usable(target, source, verify=True)
-            if there is not None and not force and set(precisions) <= there.precisions.keys():
+            is_current = there is not None and there.builder == BUILDER and set(precisions) <= there.precisions.keys()
+            if there is not None and is_current and not force:
                 say(f"ready      {target} (already made; --force makes it again)")
                 return there
             known = there.precisions if there is not None else {}
@@ -124,8 +124,6 @@ def _usable(target: Path, source: str, *, verify: bool) -> Bundle | None:
     try:
         bundle = load_bundle(target, verify=verify)
     except StartError:
-        return None
-    if bundle.builder != BUILDER:
         return None
     local = find_local(source)
     if local is not None:
@@ -188,7 +186,7 @@ def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say
     exact = open_graph(folder / GRAPHS["fp32"], checkpoint)
     parity = verify(exact, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
     losses = measure_losses(folder, precisions[1:], exact, say)
-    manifest = _describe(fetched, checkpoint, folder, parity, losses)
+    manifest = describe(fetched, checkpoint, folder, parity, losses, LAYOUTS)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
@@ -212,36 +210,9 @@ def _build_foreign(fetched: Fetched, folder: Path, precisions: list[Precision], 
     (folder / GRAPHS["fp32"]).write_bytes(model.graph.SerializeToString(deterministic=True))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
     parity = verify_foreign(folder / GRAPHS["fp32"], model, say)
-    manifest = _describe(fetched, model, folder, parity, {})
+    manifest = describe(fetched, model, folder, parity, {}, {"fp32": "dense"})
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
-
-
-def _describe(
-    fetched: Fetched, checkpoint: "Checkpoint | Foreign", folder: Path, parity: Parity, losses: dict[str, Loss]
-) -> Manifest:
-    graphs: dict[str, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
-    return Manifest(
-        id=fetched.id,
-        revision=fetched.revision,
-        architecture=checkpoint.architecture,
-        dim=checkpoint.dim,
-        max_tokens=checkpoint.max_tokens,
-        vocab_size=checkpoint.vocab_size,
-        pooling=checkpoint.pooling,
-        normalize=checkpoint.normalize,
-        files={
-            name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
-            for name in (TOKENIZER, *graphs.values())
-        },
-        precisions=graphs,
-        parity=parity,
-        layouts={precision: layout for precision, layout in LAYOUTS.items() if precision in graphs},
-        losses=losses,
-        builder=BUILDER,
-        prompts=checkpoint.prompts,
-        default_prompt_name=checkpoint.default_prompt_name,
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

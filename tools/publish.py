@@ -1,13 +1,56 @@
-"""Last stage of prepare: one writer at a time, and a folder that appears whole, in one rename."""
+"""Last stage of prepare: the manifest, one writer at a time, and a folder that appears whole, in one rename."""
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tools.fetch import Say
+from ipc.bundle import GRAPHS, TOKENIZER, FileRecord, Layout, Loss, Manifest, Parity, Precision, hash_file
+from tools.fetch import Fetched, Say
+
+if TYPE_CHECKING:
+    from tools.checkpoint import Checkpoint
+    from tools.foreign import Foreign
+
+# To be raised where the same model is built into a better graph, so that bundles in place are made again.
+# 1: a sum and its norm are operators of their own on the CPU. 2: texts of mixed lengths in a batch there.
+BUILDER = 2
+
+
+def describe(
+    fetched: Fetched,
+    checkpoint: "Checkpoint | Foreign",
+    folder: Path,
+    parity: Parity,
+    losses: dict[str, Loss],
+    layouts: Mapping[Precision, Layout],
+) -> Manifest:
+    """The manifest of the graphs that are in the folder; `layouts` are theirs."""
+    graphs: dict[Precision, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
+    return Manifest(
+        id=fetched.id,
+        revision=fetched.revision,
+        architecture=checkpoint.architecture,
+        dim=checkpoint.dim,
+        max_tokens=checkpoint.max_tokens,
+        vocab_size=checkpoint.vocab_size,
+        pooling=checkpoint.pooling,
+        normalize=checkpoint.normalize,
+        files={
+            name: FileRecord(sha256=hash_file(folder / name), bytes=(folder / name).stat().st_size)
+            for name in (TOKENIZER, *graphs.values())
+        },
+        precisions={str(precision): name for precision, name in graphs.items()},
+        parity=parity,
+        layouts={precision: layouts[precision] for precision in graphs},
+        losses=losses,
+        builder=BUILDER,
+        prompts=checkpoint.prompts,
+        default_prompt_name=checkpoint.default_prompt_name,
+    )
 
 
 @contextmanager

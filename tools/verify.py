@@ -15,7 +15,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ipc.bundle import Parity, Pooling
+from engine.runners.mixing import arrange
+from ipc.bundle import LAYOUTS, Layout, Parity, Pooling
 from ipc.errors import StartError
 from tools import reference
 from tools.checkpoint import Checkpoint, Usage
@@ -62,10 +63,11 @@ class StoredMeta(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph that was built, with the tokenizer that belongs to it."""
+    """A graph for the CPU, with the tokenizer that belongs to it."""
 
     session: Any
     tokenizer: Tokenizer
+    layout: Layout
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids with the special ones, truncated to the model's limit."""
@@ -74,14 +76,16 @@ class Graph:
 
     def embed(self, ids: list[int]) -> Vector:
         """The vector [dim] of one text."""
-        vector: Vector = self.session.run(None, {"input_ids": np.array([ids], dtype=np.int32)})[0][0]
+        text = np.array(ids, np.int32)
+        inputs = arrange([text]) if self.layout == "mixed" else {"input_ids": text[None]}
+        vector: Vector = self.session.run(None, inputs)[0][0]
         return vector
 
 
 def open_graph(path: Path, checkpoint: Checkpoint) -> Graph:
-    """Load the dense graph at `path`. Raises StartError if the model's tokenizer cannot be used with it."""
+    """Load the fp32 graph built here. Raises StartError if the model's tokenizer cannot be used with it."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return Graph(session, load_tokenizer(checkpoint, checkpoint.config.vocab_size))
+    return Graph(session, load_tokenizer(checkpoint, checkpoint.config.vocab_size), LAYOUTS["fp32"])
 
 
 def verify(graph: Graph, checkpoint: Checkpoint, weights_sha256: str, say: Say) -> Parity:

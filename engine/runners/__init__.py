@@ -72,7 +72,7 @@ def _open_onnx(settings: Settings, bundle: Bundle) -> Runner:
     precision = choose_precision(settings.precision, device, bundle)
     if precision == "int8" and device == "cuda":
         raise StartError("EMBEDLANE_PRECISION=int8 is for the CPU alone: choose fp16, or set EMBEDLANE_DEVICE=cpu.")
-    if bundle.layout(precision) == "dense":
+    if bundle.layout(precision) != "packed":
         return OnnxRunner(bundle, device, settings.lanes, precision)
     if device != "cuda":
         raise StartError(

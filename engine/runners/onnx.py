@@ -12,7 +12,9 @@ from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
+from engine.runners.mixing import arrange
 from ipc.bundle import Bundle
 from ipc.errors import StartError
 from ipc.messages import Ids
@@ -26,8 +28,9 @@ SPIN_MICROSECONDS = "20"
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 # The threads that share one run; measured with two cores only.
 MOST_THREADS = 8
-# A first run of a shape is slow, mostly for its memory: the longest text grows the arena once.
-WARM_UP_LENGTHS = (16, 128)
+# A first run of a shape is slow, mostly for its memory: the longest text grows the arena once. Sixteen texts of the
+# second are as many tokens as a batch has by default.
+WARM_UP_LENGTHS = (16, 32)
 
 
 class OnnxRunner:
@@ -36,14 +39,13 @@ class OnnxRunner:
     Raises StartError where the device is not to be had, or the bundle lacks the precision.
     """
 
-    mixes_lengths = False
-
     def __init__(
         self, bundle: Bundle, device: Literal["auto", "cpu", "cuda"], lanes: int, precision: str = "auto"
     ) -> None:
         self.device: str = choose_device(device)
         self.precision = choose_precision(precision, self.device, bundle)
         self.lanes = lanes or (cores() if self.device == "cpu" else 1)
+        self.mixes_lengths = bundle.layout(self.precision) == "mixed"
         self._max_tokens = bundle.max_tokens
         graph = bundle.graph(self.precision)
         self._session = _open_session(graph, self.device, threads=1)
@@ -61,24 +63,29 @@ class OnnxRunner:
 
     def run(self, texts: Sequence[Ids], rows: Rows) -> int:
         """On one thread, which leaves the other cores to the other lanes."""
-        return _run(self._session, texts, rows)
+        return self._run(self._session, texts, rows)
 
     def run_alone(self, texts: Sequence[Ids], rows: Rows) -> int:
         """On all cores: for one text of 16 tokens on two of them, in a good half of the time."""
-        return _run(self._wide, texts, rows)
+        return self._run(self._wide, texts, rows)
 
+    def _run(self, session: ort.InferenceSession, texts: Sequence[Ids], rows: Rows) -> int:
+        """Bind the output to `rows` itself: ONNX Runtime writes into the slab, and nothing is copied after it."""
+        if rows.shape[0] != len(texts) or not rows.flags.c_contiguous:
+            raise ValueError(f"rows of shape {rows.shape} cannot take {len(texts)} vectors in one extent")
+        binding = session.io_binding()
+        for name, array in self._inputs(texts).items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("embeddings", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+        session.run_with_iobinding(binding)
+        # No token is computed for a shape: in a mixed graph attention alone sees padding.
+        return 0
 
-def _run(session: ort.InferenceSession, texts: Sequence[Ids], rows: Rows) -> int:
-    """Bind the output to `rows` itself: ONNX Runtime writes into the slab, and nothing is copied after it."""
-    if rows.shape[0] != len(texts) or not rows.flags.c_contiguous:
-        raise ValueError(f"rows of shape {rows.shape} cannot take {len(texts)} vectors in one extent")
-    ids = np.stack(texts)
-    binding = session.io_binding()
-    binding.bind_cpu_input("input_ids", ids)
-    binding.bind_output("embeddings", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
-    session.run_with_iobinding(binding)
-    # Texts of one length fill their shape.
-    return 0
+    def _inputs(self, texts: Sequence[Ids]) -> dict[str, NDArray[np.int32]]:
+        if not self.mixes_lengths:
+            return {"input_ids": np.stack(texts)}
+        # Whether CUDA's attention takes a group of no texts has not been tried.
+        return arrange(texts, fill=self.device == "cuda")
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

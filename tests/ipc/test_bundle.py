@@ -165,12 +165,12 @@ def test_precisions_have_layouts_and_losses(tmp_path: Path, folder: Path) -> Non
     extended = describe() | {
         "files": describe()["files"] | {"model.fp16.packed.onnx": record},
         "precisions": {"fp32": "model.fp32.onnx", "fp16": "model.fp16.packed.onnx"},
-        "layouts": {"fp32": "dense", "fp16": "packed"},
+        "layouts": {"fp32": "mixed", "fp16": "packed"},
         "losses": {"fp16": loss},
     }
     write(tmp_path / "both", extended)
     (tmp_path / "both" / "model.fp16.packed.onnx").write_bytes(data)
     both = load_bundle(tmp_path / "both")
-    assert (both.layout("fp32"), both.layout("fp16")) == ("dense", "packed")
+    assert (both.layout("fp32"), both.layout("fp16")) == ("mixed", "packed")
     assert both.losses["fp16"].rank_correlation == 0.97
     assert both.fingerprint != old.fingerprint

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from ipc.bundle import Bundle, Precision, load_bundle
+from ipc.bundle import MANIFEST, Bundle, Precision, load_bundle
 from ipc.errors import StartError
 from tools import prepare, verify
 from tools.checkpoint import Checkpoint
@@ -243,6 +243,29 @@ def test_an_edited_model_folder_gets_a_bundle_of_its_own(make_model: MakeModel, 
     second = load_bundle(prepare.ensure_bundle(str(folder), tmp_path))
     assert (first.pooling, second.pooling) == ("mean", "cls")
     assert first.folder != second.folder
+
+
+def test_a_bundle_of_an_older_version_is_made_again(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = make_model()
+    lines: list[str] = []
+    made = load_bundle(prepare.ensure_bundle(str(folder), tmp_path))
+    manifest = made.folder / MANIFEST
+    new = manifest.read_bytes()
+    old = json.dumps(
+        {name: value for name, value in json.loads(new).items() if name not in ("layouts", "builder")}
+    ).encode()
+    manifest.write_bytes(old)
+    assert load_bundle(prepare.ensure_bundle(str(folder), tmp_path, say=lines.append)).layouts == {"fp32": "mixed"}
+    assert "made again" in lines[0]
+    # What cannot be made again goes on as it is.
+    lines.clear()
+    manifest.write_bytes(old)
+    weights = folder / "model.safetensors"
+    status = weights.stat()
+    weights.write_bytes(bytes(status.st_size))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert load_bundle(prepare.ensure_bundle(str(folder), tmp_path, say=lines.append)).layouts == {}
+    assert "stays as it is" in lines[-1]
 
 
 def test_finding_a_bundle_imports_nothing_heavy(make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Third stage of prepare: build the ONNX graph straight from the checkpoint's tensors.
 
 The encoder is here, once: embeddings, then layers of attention and feed-forward network. How texts lie in tensors, and
-so embedding, attention and pooling, is a layout's part: `dense` for the CPU, `packed` for CUDA.
+so embedding, attention and pooling, is a layout's part: `mixed` for the CPU, `packed` for CUDA.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
-from ipc.bundle import GRAPHS, Precision
+from ipc.bundle import GRAPHS, MIXED_STEP, Precision
 from ipc.errors import StartError
 from tools.checkpoint import Checkpoint, Weights
 from tools.families import GELU_ERF, RELATIVE_BIAS, BertConfig, relative_bucket
-from tools.graphs.dense import Dense
 from tools.graphs.int8 import Int8Nodes
+from tools.graphs.mixed import Mixed
 from tools.graphs.nodes import MICROSOFT, Nodes, tensor
 from tools.graphs.packed import Packed
 
@@ -38,7 +38,7 @@ class Layout(Protocol):
         """The states before the first layer: words and positions looked up, added and normalized."""
 
     def longest(self) -> str:
-        """The most tokens of a text in the batch, int64 [1]."""
+        """The widest that attention is in this batch, int64 [1]."""
 
     def attend(self, states: str, weights: Weights, prefix: str, heads: int, bias: str) -> str:
         """Self-attention within each text. `bias` [1, heads, longest, longest] is added to the scores; "" for none."""
@@ -56,8 +56,8 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = "fp32") -> ModelP
     Raises StartError for weights that float16 cannot hold.
     """
     places: dict[Precision, Callable[[], Layout]] = {
-        "fp32": lambda: Dense(Nodes()),
-        "int8": lambda: Dense(Int8Nodes()),
+        "fp32": lambda: Mixed(Nodes()),
+        "int8": lambda: Mixed(Int8Nodes()),
         "fp16": Packed,
     }
     place, config = places[precision](), checkpoint.config
@@ -100,7 +100,7 @@ def _embed(place: Layout, config: BertConfig, weights: Weights) -> str:
 
 def _relative_bias(place: Layout, config: BertConfig, weights: Weights) -> str:
     """What a key's place relative to the query's adds to the scores, [1, heads, longest, longest]."""
-    nodes, most = place.nodes, config.max_tokens
+    nodes, most = place.nodes, -(-config.max_tokens // MIXED_STEP) * MIXED_STEP
     buckets = relative_bucket(np.arange(1 - most, most), config.relative_buckets)
     by_distance = nodes.weight("relative_bias", weights[RELATIVE_BIAS][buckets].T[None])
     longest, first = place.longest(), nodes.constant("first", np.array([0]))

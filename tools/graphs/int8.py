@@ -5,8 +5,6 @@ its company. Here each token has its own scale, which costs a few percent of the
 docs/decisions/0011 has the measurements. Sums are int32 and so exact in any order.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -39,9 +37,9 @@ class Int8Nodes(Nodes):
             "MatMulIntegerToFloat",
             quantized,
             weights,
-            self._once("int8.one", np.array(1, np.float32)),  # a token's scale follows: the operator takes none
+            self.once("int8.one", np.array(1, np.float32)),  # a token's scale follows: the operator takes none
             self.constant(f"{name}.columns", columns),
-            self._once("int8.zero", np.array(ZERO, np.uint8)),
+            self.once("int8.zero", np.array(ZERO, np.uint8)),
             domain=MICROSOFT,
         )
         return self.add("Mul", product, scale)
@@ -50,17 +48,14 @@ class Int8Nodes(Nodes):
         """States as uint8, and each token's scale [..., 1]; made once for all products with the same states."""
         if states not in self._quantized:
             largest = self.add("ReduceMax", self.add("Abs", states), axes=[-1], keepdims=1)
-            step = self._once("int8.step", np.array(1 / LARGEST_STATE, np.float32))
-            smallest = self._once("int8.smallest", np.array(SMALLEST_SCALE, np.float32))
+            step = self.once("int8.step", np.array(1 / LARGEST_STATE, np.float32))
+            smallest = self.once("int8.smallest", np.array(SMALLEST_SCALE, np.float32))
             scale = self.add("Max", self.add("Mul", largest, step), smallest)
             # The operator takes a scale for each row of a matrix, and none for the tokens of a batch.
-            rows = self.add("Reshape", scale, self._once("int8.flat", np.array([-1])))
+            rows = self.add("Reshape", scale, self.once("int8.flat", np.array([-1])))
             matrix = self.add("Flatten", states, axis=-1)
             fill = helper.make_tensor("fill", TensorProto.UINT8, [1], [ZERO])
             zeros = self.add("ConstantOfShape", self.add("Shape", rows), value=fill)
             quantized = self.add("QuantizeLinear", matrix, rows, zeros, axis=0)
             self._quantized[states] = self.add("Reshape", quantized, self.add("Shape", states)), scale
         return self._quantized[states]
-
-    def _once(self, name: str, value: NDArray[Any]) -> str:
-        return name if any(constant.name == name for constant in self.constants) else self.constant(name, value)

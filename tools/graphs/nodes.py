@@ -43,6 +43,10 @@ class Nodes:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    def once(self, name: str, value: NDArray[Any]) -> str:
+        """A constant that several nodes share: added by the first of them."""
+        return name if any(constant.name == name for constant in self.constants) else self.constant(name, value)
+
     def weight(self, name: str, value: NDArray[Any]) -> str:
         """Add a part of the model, in the graph's precision. Raises StartError for a value that has no place in it."""
         largest = float(np.finfo(self.precision).max)

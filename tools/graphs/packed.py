@@ -53,24 +53,8 @@ class Packed:
         return changed
 
     def embed(self, words: str, positions: str, scale: str, shift: str, epsilon: float) -> str:
-        """As one text of all tokens, [1, tokens]: the operator takes no other shape."""
-        batch_axis = self.nodes.constant("batch_axis", np.array([0]))
-        embedded = self.nodes.add(
-            "EmbedLayerNormalization",
-            self.nodes.add("Unsqueeze", "input_ids", batch_axis),
-            "",  # token types
-            words,
-            positions,
-            "",  # token type vectors
-            scale,
-            shift,
-            "",  # mask
-            self.nodes.add("Unsqueeze", "position_ids", batch_axis),
-            unused=("mask_index",),
-            domain=MICROSOFT,
-            epsilon=epsilon,
-        )
-        return self.nodes.add("Squeeze", embedded, batch_axis)
+        """As one text of all tokens."""
+        return embed_row(self.nodes, words, positions, scale, shift, epsilon)
 
     def longest(self) -> str:
         """What the host says of the batch."""
@@ -147,3 +131,24 @@ class Packed:
         lengths = self.nodes.add("ReduceL2", vectors, axes=[1], keepdims=1)
         shortest = self.nodes.constant("shortest", np.array(SHORTEST, dtype=np.float32))
         self.nodes.add("Div", vectors, self.nodes.add("Max", lengths, shortest))
+
+
+def embed_row(nodes: Nodes, words: str, positions: str, scale: str, shift: str, epsilon: float) -> str:
+    """The states [tokens, hidden] of `input_ids` at `position_ids`: as one text, for the operator takes texts alone."""
+    batch_axis = nodes.constant("batch_axis", np.array([0]))
+    embedded = nodes.add(
+        "EmbedLayerNormalization",
+        nodes.add("Unsqueeze", "input_ids", batch_axis),
+        "",  # token types
+        words,
+        positions,
+        "",  # token type vectors
+        scale,
+        shift,
+        "",  # mask
+        nodes.add("Unsqueeze", "position_ids", batch_axis),
+        unused=("mask_index",),
+        domain=MICROSOFT,
+        epsilon=epsilon,
+    )
+    return nodes.add("Squeeze", embedded, batch_axis)

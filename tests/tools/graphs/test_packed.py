@@ -1,4 +1,4 @@
-"""The packed graph: fit for ONNX Runtime's CUDA operators, and the dense graph's vectors, rewritten for the CPU."""
+"""The packed graph: fit for ONNX Runtime's CUDA operators, and the CPU graph's vectors, rewritten for the CPU."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
+from engine.runners.mixing import arrange
 from ipc.errors import StartError
 from tools.checkpoint import Checkpoint, read_checkpoint
 from tools.families import CONFIGS
@@ -43,8 +44,8 @@ def random_texts(checkpoint: Checkpoint, lengths: Sequence[int] = LENGTHS) -> li
 
 
 def one_by_one(checkpoint: Checkpoint, texts: list[Ids]) -> Rows:
-    dense = session(build_graph(checkpoint))
-    return np.concatenate([dense.run(None, {"input_ids": ids[None]})[0] for ids in texts])
+    exact = session(build_graph(checkpoint))
+    return np.concatenate([exact.run(None, arrange([ids]))[0] for ids in texts])
 
 
 def cosines(one: Rows, other: Rows) -> Rows:
@@ -112,7 +113,7 @@ def test_states_are_half_precision_and_types_fit(make_model: MakeModel, kind: st
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
-def test_vectors_are_those_of_the_dense_graph(make_model: MakeModel, kind: str, pooling: str, normalize: bool) -> None:
+def test_vectors_are_those_of_the_cpu_graph(make_model: MakeModel, kind: str, pooling: str, normalize: bool) -> None:
     checkpoint = read_checkpoint(make_model(model_type=kind, pooling=pooling, normalize=normalize))
     texts = random_texts(checkpoint)
     expected = one_by_one(checkpoint, texts)
