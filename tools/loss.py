@@ -9,7 +9,6 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from engine.runners.mixing import arrange
 from ipc.bundle import GRAPHS, LAYOUTS, Loss, Precision
 from ipc.errors import StartError
 from tools.fetch import Say
@@ -52,7 +51,7 @@ def _embed(folder: Path, precision: Precision, texts: list[NDArray[np.int32]]) -
     session = onnxruntime.InferenceSession(
         (emulate(model) if is_packed else model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    batches = [pack([ids]) if is_packed else arrange([ids]) for ids in texts]
+    batches = [pack([ids]) if is_packed else {"input_ids": ids[None]} for ids in texts]
     rows = np.concatenate([session.run(None, batch)[0] for batch in batches])
     if not np.isfinite(rows).all():
         raise StartError(

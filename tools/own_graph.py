@@ -22,7 +22,7 @@ from ipc.errors import StartError
 from tools.checkpoint import Usage, read_config, read_usage
 from tools.fetch import Local
 from tools.foreign import Foreign, first_line, open_session
-from tools.graphs import dense
+from tools.graphs.dense import Dense
 from tools.graphs.nodes import IR_VERSION, Nodes
 from tools.reference import Array, pool
 from tools.verify import ALLOWED_LENGTH_ERROR, largest_id, load_tokenizer
@@ -77,7 +77,7 @@ def wrap(model: ModelProto, output: str, dim: int, usage: Usage) -> ModelProto:
     if usage.pooling == "own":
         after.add("Cast", PREFIX + output, to=TensorProto.FLOAT, output="embeddings")
     else:
-        dense.pool(after, after.add("Cast", PREFIX + output, to=TensorProto.FLOAT), usage)
+        Dense(after).pool(after.add("Cast", PREFIX + output, to=TensorProto.FLOAT), usage)
         after.nodes[-1].output[0] = "embeddings"
     graph = inner.graph
     nodes, constants = list(graph.node), list(graph.initializer)

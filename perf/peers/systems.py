@@ -21,16 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from ipc.bundle import TOKENIZER, load_bundle
+from ipc.bundle import TOKENIZER
 from ipc.errors import StartError
-from ipc.settings import DEFAULT_MODEL, PREFIX
+from ipc.settings import PREFIX
 from perf.http import Target
 from perf.peers.answers import WrongAnswer, ask
 from perf.peers.environments import EXPORTED, MODEL, interpreter, model_folder, pinned
 from perf.redis_server import RedisServer
 from perf.results import ROOT
 from perf.stack import KEY, Stack, free_port
-from tools.prepare import ensure_bundle
+from tools.checkpoint import read_checkpoint
+from tools.graphs.dense import Dense
+from tools.graphs.encoder import build_in
+from tools.graphs.nodes import Nodes
 
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0
@@ -173,16 +176,18 @@ def _infinity(engine: str) -> Iterator[Running]:
 @contextmanager
 def _mosec(texts: int) -> Iterator[Running]:
     python = interpreter("mosec")
-    bundle = load_bundle(ensure_bundle(DEFAULT_MODEL, ROOT / "data"))
     port = free_port()
     env = {
-        "PEER_GRAPH": str(bundle.path(bundle.precisions["fp32"])),
-        "PEER_TOKENIZER": str(bundle.path(TOKENIZER)),
+        "PEER_TOKENIZER": str(MODEL / TOKENIZER),
         # A worker that took several large requests would leave the other one idle.
         "PEER_BATCH": str(max(1, MOSEC_BATCH // texts)),
     }
     options = ["--address", "127.0.0.1", "--port", str(port), "--timeout", "30000", "--log-level", "warning"]
     with Launch() as launch:
+        # Ours for texts of one length, which is what its worker makes batches of.
+        graph = launch.folder / "dense.onnx"
+        graph.write_bytes(build_in(Dense(Nodes()), read_checkpoint(model_folder())).SerializeToString())
+        env["PEER_GRAPH"] = str(graph)
         process = launch.start([str(python), "-m", "perf.peers.mosec_worker", *options], env)
         yield launch.wait_ready(Running(Target("127.0.0.1", port, ""), [process]))
 

@@ -35,7 +35,7 @@ def test_the_command_makes_what_is_asked_for(
         "int8": "model.int8.onnx",
         "fp16": "model.fp16.packed.onnx",
     }
-    assert bundle.layouts == {"fp32": "mixed", "int8": "mixed", "fp16": "packed"}
+    assert bundle.layouts == {"fp32": "mixed", "int8": "dense", "fp16": "packed"}
     assert bundle.losses.keys() == {"int8", "fp16"}
     for measured in bundle.losses.values():
         assert measured.texts >= 60

@@ -1,1 +1,1 @@
-"""ONNX graphs built straight from a checkpoint's tensors: one encoder in two layouts."""
+"""ONNX graphs built straight from a checkpoint's tensors: one encoder in three layouts."""

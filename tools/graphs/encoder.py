@@ -1,7 +1,7 @@
 """Third stage of prepare: build the ONNX graph straight from the checkpoint's tensors.
 
 The encoder is here, once: embeddings, then layers of attention and feed-forward network. How texts lie in tensors, and
-so embedding, attention and pooling, is a layout's part: `mixed` for the CPU, `packed` for CUDA.
+so embedding, attention and pooling, is a layout's part: `mixed` for the CPU, `dense` for int8 there, `packed` for CUDA.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from ipc.bundle import GRAPHS, MIXED_STEP, Precision
 from ipc.errors import StartError
 from tools.checkpoint import Checkpoint, Weights
 from tools.families import GELU_ERF, RELATIVE_BIAS, BertConfig, relative_bucket
+from tools.graphs.dense import Dense
 from tools.graphs.int8 import Int8Nodes
 from tools.graphs.mixed import Mixed
 from tools.graphs.nodes import MICROSOFT, Nodes, tensor
@@ -57,10 +58,15 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = "fp32") -> ModelP
     """
     places: dict[Precision, Callable[[], Layout]] = {
         "fp32": lambda: Mixed(Nodes()),
-        "int8": lambda: Mixed(Int8Nodes()),
+        "int8": lambda: Dense(Int8Nodes()),
         "fp16": Packed,
     }
-    place, config = places[precision](), checkpoint.config
+    return build_in(places[precision](), checkpoint)
+
+
+def build_in(place: Layout, checkpoint: Checkpoint) -> ModelProto:
+    """The whole model in one layout."""
+    config = checkpoint.config
     weights = place.prepare(checkpoint.weights, config)
     states = _embed(place, config, weights)
     bias = _relative_bias(place, config, weights) if config.relative_buckets else ""

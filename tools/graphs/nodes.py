@@ -61,6 +61,14 @@ class Nodes:
         """states [..., in] · matrix [in, out]; the matrix is a part of the model called `name`."""
         return self.add("MatMul", states, self.weight(name, matrix))
 
+    def sum_and_norm(self, product: str, residual: str, bias: str, scale: str, shift: str, epsilon: float) -> str:
+        """The layer norm of product + bias + residual, in three operators.
+
+        The one that does all of it takes twice as long on a CPU, an eighth of the whole run.
+        """
+        total = self.add("Add", self.add("Add", product, bias), residual)
+        return self.add("LayerNormalization", total, scale, shift, axis=-1, epsilon=epsilon)
+
     def cast(self, value: str, kind: DTypeLike) -> str:
         """Convert a tensor to another type."""
         return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))

@@ -1,4 +1,4 @@
-"""The int8 graph: near the fp32 one, and smaller. That company changes no bit is tested with the fp32 graph's."""
+"""The int8 graph: near the fp32 one, smaller, and with the same bits in any company."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from engine.runners.mixing import arrange
+from tests.tools.conftest import write_model
 from tools.checkpoint import Checkpoint, read_checkpoint
 from tools.families import CONFIGS
 from tools.graphs.encoder import build_graph
@@ -33,7 +36,7 @@ def session(model: onnx.ModelProto, threads: int = 1) -> ort.InferenceSession:
 
 
 def run(session: ort.InferenceSession, ids: NDArray[np.int32]) -> Rows:
-    rows: Rows = session.run(None, arrange(list(ids)))[0]
+    rows: Rows = session.run(None, {"input_ids": ids})[0]
     return rows
 
 
@@ -47,7 +50,7 @@ def test_vectors_are_near_those_of_fp32(make_model: MakeModel, kind: str) -> Non
     model = build_graph(checkpoint, "int8")
     onnx.checker.check_model(model)
     ids = random_ids(checkpoint, 8, 20)
-    one, other = run(session(model), ids), run(session(build_graph(checkpoint)), ids)
+    one, other = run(session(model), ids), session(build_graph(checkpoint)).run(None, arrange(list(ids)))[0]
     cosines = (one * other).sum(axis=1)
     assert 0.98 < cosines.min() < 1 - 1e-6  # less than 1: it would be no int8 graph
 
@@ -57,7 +60,7 @@ def test_every_product_with_weights_is_in_int8(make_model: MakeModel, kind: str)
     checkpoint = read_checkpoint(make_model(model_type=kind))
     model = build_graph(checkpoint, "int8")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8}
-    assert len(stored) == 2 * 4  # layers, and matrices of each: queries, keys and values share one
+    assert len(stored) == 2 * 6  # layers, and matrices of each
     assert {node.input[1] for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"} == stored.keys()
     # The largest weight of each column, and none that would overflow.
     assert all((np.abs(matrix.astype(int)).max(axis=0) == LARGEST_WEIGHT).all() for matrix in stored.values())
@@ -84,3 +87,35 @@ def test_a_product(tmp_path: Path) -> None:
     np.testing.assert_array_less(np.abs(rows - exact), 0.02 * 2 * sizes_of + 1e-30)
     assert (rows[1, 2] == 0).all()
     assert (rows[..., 3] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Checkpoint, list[ort.InferenceSession]]]:
+    every = {}
+    for kind in FAMILIES:
+        folder = write_model(tmp_path_factory.mktemp(kind), model_type=kind, max_position_embeddings=260, **SHAPES)
+        checkpoint = read_checkpoint(folder)
+        model = build_graph(checkpoint, "int8")
+        every[kind] = checkpoint, [session(model, threads) for threads in (1, 2)]
+    return every
+
+
+@given(st.integers(1, 16), st.integers(1, 256), st.integers(0, 15), st.integers(0, 2**32 - 1))
+@example(batch=16, length=256, row=15, seed=0)
+@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(
+    models: dict[str, tuple[Checkpoint, list[ort.InferenceSession]]],
+    kind: str,
+    batch: int,
+    length: int,
+    row: int,
+    seed: int,
+) -> None:
+    checkpoint, sessions = models[kind]
+    ids = random_ids(checkpoint, batch, length, seed)
+    row %= batch
+    alone = run(sessions[0], ids[row : row + 1])[0]
+    for each in sessions:
+        assert run(each, ids)[row].tobytes() == alone.tobytes()
+        assert run(each, ids[row : row + 1])[0].tobytes() == alone.tobytes()

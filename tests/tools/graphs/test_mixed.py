@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from engine.runners.mixing import arrange
 from engine.runners.onnx import SLOW_FUSIONS
-from ipc.bundle import MIXED_GROUPS, Bundle, Precision
+from ipc.bundle import MIXED_GROUPS, Bundle
 from tests.tools.conftest import write_model
 from tools import reference
 from tools.checkpoint import read_checkpoint
@@ -195,23 +195,22 @@ SHAPES: dict[str, Any] = {
     "max_position_embeddings": 260,
 }
 
-Family = tuple[str, str, Precision]
+Family = tuple[str, str]
 # xlm-roberta's graph is roberta's.
 FAMILIES: list[Family] = [
-    *((kind, "mean", "fp32") for kind in CONFIGS if kind != "xlm-roberta"),
-    *(("bert", pooling, "fp32") for pooling in ("cls", "lasttoken")),
-    *((kind, "mean", "int8") for kind in CONFIGS if kind != "xlm-roberta"),
+    *((kind, "mean") for kind in CONFIGS if kind != "xlm-roberta"),
+    *(("bert", pooling) for pooling in ("cls", "lasttoken")),
 ]
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[Family, Sessions]:
     every: dict[Family, Sessions] = {}
-    for kind, pooling, precision in FAMILIES:
+    for kind, pooling in FAMILIES:
         folder = write_model(tmp_path_factory.mktemp(kind), model_type=kind, pooling=pooling, **SHAPES)
         checkpoint = read_checkpoint(folder)
-        graph = build_graph(checkpoint, precision).SerializeToString()
-        every[kind, pooling, precision] = Sessions(graph, checkpoint.config.vocab_size, (1, 2))
+        graph = build_graph(checkpoint).SerializeToString()
+        every[kind, pooling] = Sessions(graph, checkpoint.config.vocab_size, (1, 2))
     return every
 
 
@@ -244,7 +243,7 @@ def test_so_it_is_in_every_family(
 
 
 def test_every_length_has_the_same_bits_alone_and_beside_the_longest(families: dict[Family, Sessions]) -> None:
-    tiny = families["bert", "mean", "fp32"]
+    tiny = families["bert", "mean"]
     texts = random_texts(1, range(1, 257), tiny.vocab_size)
     for one, other in zip(texts[::2], texts[1::2], strict=True):
         together = run(tiny.one, [one, other, texts[-1]])
