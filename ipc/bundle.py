@@ -31,7 +31,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
-# Of each precision: how a graph that is built here takes texts (the module of tools/graphs of this name says it), and the
+# Of each precision: how a graph that is built here takes texts (a module of tools/graphs has the same name), and the
 # name of its file. Graphs that others made are dense.
 LAYOUTS: dict[Precision, Layout] = {"fp32": "mixed", "int8": "dense", "fp16": "packed"}
 GRAPHS: dict[Precision, FileName] = {

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -26,7 +26,6 @@ from ipc.bundle import (
     TOKENIZER,
     Bundle,
     FileRecord,
-    Layout,
     Loss,
     Manifest,
     Parity,
@@ -195,7 +194,7 @@ def _build(fetched: Fetched, folder: Path, precisions: list[Precision], say: Say
     exact = open_graph(folder / GRAPHS["fp32"], checkpoint)
     parity = verify(exact, checkpoint, hash_file(fetched.folder / WEIGHTS), say)
     losses = measure_losses(folder, precisions[1:], exact, say)
-    manifest = _describe(fetched, checkpoint, folder, parity, losses, LAYOUTS)
+    manifest = _describe(fetched, checkpoint, folder, parity, losses)
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
@@ -219,18 +218,13 @@ def _build_foreign(fetched: Fetched, folder: Path, precisions: list[Precision], 
     (folder / GRAPHS["fp32"]).write_bytes(model.graph.SerializeToString(deterministic=True))
     (folder / TOKENIZER).write_bytes(model.tokenizer)
     parity = verify_foreign(folder / GRAPHS["fp32"], model, say)
-    manifest = _describe(fetched, model, folder, parity, {}, {"fp32": "dense"})
+    manifest = msgspec.structs.replace(_describe(fetched, model, folder, parity, {}), layouts={"fp32": "dense"})
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     return parity
 
 
 def _describe(
-    fetched: Fetched,
-    checkpoint: "Checkpoint | Foreign",
-    folder: Path,
-    parity: Parity,
-    losses: dict[str, Loss],
-    layouts: Mapping[Precision, Layout],
+    fetched: Fetched, checkpoint: "Checkpoint | Foreign", folder: Path, parity: Parity, losses: dict[str, Loss]
 ) -> Manifest:
     graphs: dict[Precision, str] = {precision: name for precision, name in GRAPHS.items() if (folder / name).exists()}
     return Manifest(
@@ -248,7 +242,7 @@ def _describe(
         },
         precisions={str(precision): name for precision, name in graphs.items()},
         parity=parity,
-        layouts={precision: layouts[precision] for precision in graphs},
+        layouts={precision: LAYOUTS[precision] for precision in graphs},
         losses=losses,
         prompts=checkpoint.prompts,
         default_prompt_name=checkpoint.default_prompt_name,
