@@ -31,8 +31,8 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 
 
-# Of each precision: how a graph that is built here takes texts (tools/graphs has a module of each name), and the name of
-# its file. Graphs that others made are dense.
+# Of each precision: how a graph that is built here takes texts (a module of tools/graphs has the same name), and the
+# name of its file. Graphs that others made are dense.
 LAYOUTS: dict[Precision, Layout] = {"fp32": "mixed", "int8": "dense", "fp16": "packed"}
 GRAPHS: dict[Precision, FileName] = {
     "fp32": "model.fp32.onnx",
