@@ -96,7 +96,7 @@ class Measurement:
     def __init__(self, server: Server, settings: Settings) -> None:
         self.server = server
         self._bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
-        self._runner = OnnxRunner(self._bundle, settings.device, settings.lanes)
+        self._runner = OnnxRunner(self._bundle, settings.device, settings.lanes, settings.precision)
         texts, mixed = exact_texts(TOKENS, TEXTS), make_texts("mixed", MIXED_TEXTS)
         self._ids, mixed_ids = token_ids(self._bundle, texts), token_ids(self._bundle, mixed)
         rows, tokens = settings.max_batch_rows, settings.max_batch_tokens

@@ -134,7 +134,10 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _send(pipe: IO[bytes], data: bytes) -> None:
-    pipe.write(len(data).to_bytes(8, "little") + data)
+    rest = memoryview(len(data).to_bytes(8, "little") + data)
+    # Where Python runs unbuffered, a write takes what the pipe has room for.
+    while rest:
+        rest = rest[pipe.write(rest) :]
     pipe.flush()
 
 

@@ -43,7 +43,8 @@ def test_a_ladder_measures_every_rung_and_makes_a_table_and_plots(tmp_path: Path
     ladder = climb(rungs, rate=50, rounds=1, seconds=0.4, step_seconds=0.2, warm_up=0.2, say=lambda _: None)
     single, cache = ladder.rungs["single"], ladder.rungs["cache"]
     assert single.relative.median == 1.0
-    assert single.saturation[0].batch == 1.0
+    # Told from times: two runs that took equally long, to the microsecond, look like one.
+    assert single.saturation[0].batch == pytest.approx(1.0, abs=0.2)
     assert single.open[0].served is not None and single.open[0].served.hits == 0
     assert cache.open[0].served is not None and cache.open[0].served.hits > 0
     assert single.cdf_ms == sorted(single.cdf_ms)
