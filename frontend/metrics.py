@@ -19,9 +19,9 @@ from ipc.metrics import SECONDS, Advance
 from ipc.process import cpu_seconds, resident_bytes
 
 REFRESH_SECONDS = 1.0
-# Names in labels come from people: what is beyond these bounds is counted together.
+# Names in labels come from people: what is beyond these bounds is counted together, and fits into ipc.metrics' files.
 MOST_KEYS: Final = 100
-MOST_SERIES: Final = 1000
+MOST_SERIES: Final = 500
 OTHER: Final = "other"
 NO_KEY: Final = "none"
 
@@ -43,7 +43,7 @@ class RequestMetrics:
         self._routes = routes
         self._keys: set[str] = set()
         # Labels → metrics: finding these by prometheus_client takes five times as long as counting.
-        self._series: dict[tuple[str, int, str | None], Series] = {}
+        self._series: dict[tuple[str, int, str], Series] = {}
         self._requests = Counter(
             "embedlane_requests", "Requests that ended.", ["route", "status", "key"], registry=registry
         )
@@ -71,8 +71,9 @@ class RequestMetrics:
     def note(self, scope: Scope, facts: Facts) -> None:
         """Count a request that has ended."""
         key: Key | None = scope.get(SCOPE_KEY)
-        path, status, name = scope["path"], facts.status or CLIENT_LEFT, None if key is None else key.name
-        series = self._series.get((path, status, name)) or self._make(path, status, name)
+        path, status = scope["path"], facts.status or CLIENT_LEFT
+        labels = path if path in self._routes else OTHER, status, NO_KEY if key is None else self._key(key.name)
+        series = self._series.get(labels) or self._make(*labels)
         series.requests.inc()
         if facts.error is not None:
             self._errors[facts.error].inc()
@@ -82,13 +83,10 @@ class RequestMetrics:
             series.texts.inc(facts.texts)
             series.tokens.inc(facts.tokens)
 
-    def _make(self, path: str, status: int, name: str | None) -> Series:
-        if path not in self._routes:
-            path = OTHER
-        key = self._key(name)
-        known = self._series.get((path, status, key))
-        if known is not None:
-            return known
+    def _make(self, path: str, status: int, key: str) -> Series:
+        if len(self._series) >= MOST_SERIES:
+            # Still apart by status, of which there are few.
+            path = key = OTHER
         made = Series(
             self._requests.labels(path, str(status), key),
             self._seconds.labels(path),
@@ -96,14 +94,11 @@ class RequestMetrics:
             self._texts.labels(key),
             self._tokens.labels(key),
         )
-        for labels in ((path, status, key), (path, status, name)):
-            if len(self._series) < MOST_SERIES:
-                self._series[labels] = made
+        if len(self._series) < MOST_SERIES:
+            self._series[path, status, key] = made
         return made
 
-    def _key(self, name: str | None) -> str:
-        if name is None:
-            return NO_KEY
+    def _key(self, name: str) -> str:
         if len(self._keys) < MOST_KEYS:
             self._keys.add(name)
         return name if name in self._keys else OTHER

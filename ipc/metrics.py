@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ KINDS = ("counter", "histogram", GAUGES)
 FILE_BYTES = 512 << 10
 # A file that is so full when it is inherited is begun anew, for its new owner may count other things.
 MOST_INHERITED = FILE_BYTES // 2
+# What the library raises for a file that is gone, cut, or none of its own.
+DAMAGED = (OSError, RuntimeError, ValueError, struct.error)
 # From half a millisecond, a hit of the cache, to a deadline.
 SECONDS = (
     0.0005,
@@ -108,7 +111,7 @@ class _Files(Collector):
         paths = list(self._to_read())
         try:
             return _merge(paths)
-        except Exception:
+        except DAMAGED:
             # A process that starts begins its files anew, or has not yet come to one that is damaged.
             return _merge([path for path in paths if _entries(path) is not None])
 
@@ -166,6 +169,5 @@ def _entries(path: Path) -> list[tuple[str, float, float, int]] | None:
     """Key, value, time and place of each series in a file; None for one that cannot be read."""
     try:
         return list(MmapedDict.read_all_values_from_file(path))  # type: ignore[no-untyped-call]
-    except Exception:
-        # The library says nothing more precise of a file that is cut or not one of its own.
+    except DAMAGED:
         return None

@@ -96,8 +96,23 @@ def test_labels_are_bounded_whatever_clients_send(bench: Bench) -> None:
     for n in range(2 * MOST_SERIES):
         bench.note(f"/guess/{n}", 404, f"key {n}")
     assert bench.requests(OTHER, "404", OTHER) == 2 * MOST_SERIES - MOST_KEYS
+    assert len(bench.metrics._series) == MOST_KEYS + 1, "guesses take no place from others"
     assert bench.series("embedlane_requests_total") == bench.series("embedlane_texts_total") == MOST_KEYS + 1
-    assert len(bench.metrics._series) <= MOST_SERIES
+
+
+def test_combinations_are_bounded_and_what_is_beyond_is_counted_together(bench: Bench) -> None:
+    for status in range(200, 220):
+        for n in range(MOST_KEYS):
+            bench.note(status=status, key=f"key {n}")
+    assert bench.series("embedlane_requests_total") <= MOST_SERIES + 20
+    total = sum(
+        sample.value
+        for family in bench.registry.collect()
+        for sample in family.samples
+        if sample.name == "embedlane_requests_total"
+    )
+    assert total == 20 * MOST_KEYS
+    assert bench.requests(OTHER, "219", OTHER) == MOST_KEYS
 
 
 async def test_every_request_is_counted_once_also_one_that_fails(bench: Bench) -> None:
