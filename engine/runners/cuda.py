@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
 
 import numpy as np
 import onnxruntime as ort
@@ -25,7 +24,7 @@ import onnxruntime as ort
 from engine.runners.buckets import Bucket, Buckets
 from engine.runners.cudart import CudaDevice
 from engine.runners.device import Device, DeviceError, Host, Session
-from engine.runners.packing import Waste, shapes
+from engine.runners.packing import shapes
 from engine.runners.staging import Staging
 from ipc.bundle import Bundle
 from ipc.errors import StartError
@@ -45,7 +44,7 @@ END_PROCESS = partial(os._exit, 1)
 
 
 class CudaRunner:
-    """Runs packed batches; `waste` counts what padding to buckets has cost.
+    """Runs packed batches.
 
     `open_session` is called on the GPU thread, with the stream that the session has to work on. `end` is called when
     the device fails in a run: CUDA's errors stay, so only another process can go on. What it was about to answer is
@@ -67,12 +66,10 @@ class CudaRunner:
     ) -> None:
         self.lanes = lanes
         self._end = end
-        self.waste = Waste()
         self._device = device
         self._buckets = buckets
         self._copies = device.stream()
         self._compute = device.stream()
-        self._counting = Lock()
         self._gpu = ThreadPoolExecutor(1, thread_name_prefix="gpu")
         self._stagings = self._gpu.submit(self._open, open_session, dim).result()
         self._free: SimpleQueue[Staging] = SimpleQueue()
@@ -113,9 +110,6 @@ class CudaRunner:
             raise
         finally:
             self._free.put(staging)
-        with self._counting:
-            self.waste.real += real
-            self.waste.padded += bucket.tokens
         return bucket.tokens - real
 
     def close(self) -> None:

@@ -39,19 +39,6 @@ class Packed:
     token_offset: Int32
 
 
-@dataclass(slots=True)
-class Waste:
-    """Tokens of all batches so far, without and with padding."""
-
-    real: int = 0
-    padded: int = 0
-
-    @property
-    def ratio(self) -> float:
-        """Padded over real tokens; 1 where nothing was run."""
-        return self.padded / self.real if self.real else 1.0
-
-
 def empty(bucket: Bucket) -> Packed:
     """Arrays of a bucket's sizes, with nothing in them."""
     return Packed(*(np.zeros(shape, np.int32) for shape in shapes(bucket).values()))

@@ -84,28 +84,26 @@ def _median_us(work: Callable[[], object], runs: int) -> float:
 
 def rate(runner: CudaRunner, batches: Sequence[Sequence[Ids]], slab: Rows, seconds: float) -> Rate:
     """All lanes, each going round its part of the batches and writing to its part of the slab."""
-    before = (runner.waste.real, runner.waste.padded)
     room = len(slab) // runner.lanes
 
-    def work(lane: int) -> tuple[int, int, float]:
-        texts = tokens = 0
+    def work(lane: int) -> tuple[int, int, int, float]:
+        texts = tokens = padding = 0
         rows = slab[lane * room : (lane + 1) * room]
         began = time.perf_counter()
         for batch in itertools.cycle(batches[lane :: runner.lanes]):
-            runner.run(batch, rows[: len(batch)])
+            padding += runner.run(batch, rows[: len(batch)])
             texts, tokens = texts + len(batch), tokens + sum(map(len, batch))
             if time.perf_counter() - began >= seconds:
                 break
-        return texts, tokens, time.perf_counter() - began
+        return texts, tokens, padding, time.perf_counter() - began
 
     with ThreadPoolExecutor(runner.lanes) as lanes:
         done = list(lanes.map(work, range(runner.lanes)))
-    real, padded = runner.waste.real - before[0], runner.waste.padded - before[1]
     # Each lane by its own clock: they end at different times, each with a whole batch.
     return Rate(
-        texts_rate=sum(texts / spent for texts, _, spent in done),
-        tokens_rate=sum(tokens / spent for _, tokens, spent in done),
-        waste=padded / real,
+        texts_rate=sum(texts / spent for texts, _, _, spent in done),
+        tokens_rate=sum(tokens / spent for _, tokens, _, spent in done),
+        waste=1 + sum(padding for _, _, padding, _ in done) / sum(tokens for _, tokens, _, _ in done),
     )
 
 

@@ -163,11 +163,8 @@ def test_a_lost_gpu_ends_the_engine(fixture: Fixture, caplog: pytest.LogCaptureF
     assert "the GPU failed" in caplog.text
 
 
-def test_waste_counts_real_batches_and_no_warm_up(fixture: Fixture) -> None:
-    fixture.runner.warm_up(fixture.rows[:ROWS])
-    assert fixture.runner.waste.ratio == 1
-    fixture.runner.run(make([20]), fixture.rows[:1])
-    assert (fixture.runner.waste.real, fixture.runner.waste.padded) == (20, 64)
+def test_a_run_tells_what_it_padded(fixture: Fixture) -> None:
+    assert fixture.runner.run(make([20]), fixture.rows[:1]) == 64 - 20
 
 
 def test_rows_in_pieces_are_refused(fixture: Fixture) -> None:

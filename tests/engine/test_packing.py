@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.runners.buckets import Bucket, Buckets
-from engine.runners.packing import PADDING_ID, Packed, Waste, empty, pack
+from engine.runners.packing import PADDING_ID, Packed, empty, pack
 from ipc.messages import Ids
 
 ROWS, TOKENS, MAX_TOKENS = 32, 512, 200
@@ -93,10 +93,3 @@ def test_every_token_belongs_to_a_text_that_the_model_can_take(lengths: list[int
 def test_a_bucket_that_is_too_small_is_refused(lengths: list[int]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         packed(make(lengths), Bucket(8, 3, 4, False))
-
-
-def test_waste_is_counted_in_tokens() -> None:
-    waste = Waste()
-    assert waste.ratio == 1
-    waste.real, waste.padded = 100, 105
-    assert waste.ratio == 1.05
