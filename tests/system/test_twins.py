@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -68,10 +69,15 @@ def counters(stack: Stack, life: int) -> dict[str, int]:
 
 def engine_anew(stack: Stack) -> None:
     """An engine that has run nothing, not even what a start asks to see whether all is ready."""
-    joined = len(log_records(stack.log, "engine joined"))
+    # A server is ready as soon as one front end is: one that joins later would be taken for one that joins anew.
+    wait_for(partial(has_joined, stack, FRONTENDS), "all front ends to join the first engine")
     with stack.without_engine():
         pass
-    wait_for(lambda: len(log_records(stack.log, "engine joined")) == joined + FRONTENDS, "all front ends to join")
+    wait_for(partial(has_joined, stack, 2 * FRONTENDS), "all front ends to join the next")
+
+
+def has_joined(stack: Stack, times: int) -> bool:
+    return len(log_records(stack.log, "engine joined")) == times
 
 
 def test_the_same_text_on_all_front_ends_is_run_once(stack: Stack) -> None:
