@@ -74,6 +74,7 @@ class OnnxRunner:
         if rows.shape[0] != len(texts) or not rows.flags.c_contiguous:
             raise ValueError(f"rows of shape {rows.shape} cannot take {len(texts)} vectors in one extent")
         binding = session.io_binding()
+        # The binding reads these arrays in place, and keeps them alive until it is gone itself; a test holds that.
         for name, array in self._inputs(texts).items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("embeddings", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,3 +180,14 @@ def test_a_graph_that_cannot_be_loaded_is_told(tmp_path: Path, bundle: Bundle) -
     broken = type(bundle)(**{f: getattr(bundle, f) for f in bundle.__struct_fields__} | {"folder": tmp_path})
     with pytest.raises(StartError, match="cannot load"):
         OnnxRunner(broken, "cpu", lanes=1)
+
+
+def test_a_binding_keeps_what_is_bound_to_it(bundle: Bundle) -> None:
+    binding = ort.InferenceSession(bundle.graph("fp32"), providers=["CPUExecutionProvider"]).io_binding()
+    ids = np.zeros(4, np.int32)
+    binding.bind_cpu_input("input_ids", ids)
+    bound = weakref.ref(ids)
+    del ids
+    assert bound() is not None
+    del binding
+    assert bound() is None
