@@ -1,13 +1,16 @@
-"""`python -m engine`: take the lock, load the model, make the slab, serve until SIGTERM."""
+"""`python -m engine`: load the model, make the slab, take the lock, serve until SIGTERM.
+
+The lock comes last: an engine that finds another one serving is ready by the time that one ends, and takes over.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
@@ -16,18 +19,20 @@ from prometheus_client import CollectorRegistry
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.metrics import EngineMetrics
-from engine.runners import open_runner
+from engine.runners import Runner, open_runner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
+from engine.turn import await_turn
 from engine.twins import Twins
-from ipc.bundle import load_bundle, locate_bundle
+from ipc.bundle import Bundle, load_bundle, locate_bundle
+from ipc.choice import as_chosen
 from ipc.errors import StartError
-from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
+from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
 from ipc.metrics import counting
 from ipc.settings import Settings, load_settings
-from ipc.slab import Epoch, Slab, remove_slabs
+from ipc.slab import Epoch, Slab, new_epoch, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
 
 log = logging.getLogger("engine")
@@ -41,28 +46,60 @@ def main() -> int:
         settings = load_settings()
         configure_logging("engine", settings.log_level)
         run_dir = ensure_run_dir(settings.run_path)
-        lock = ProcessLock.try_acquire(run_dir / ENGINE_LOCK)
-        if lock is None:
-            raise StartError(
-                f"Another engine holds {run_dir / ENGINE_LOCK}: stop it, or set EMBEDLANE_RUN_DIR to another folder."
-            )
-        with lock, counting(run_dir, "engine"):
-            serve(settings, run_dir)
+        with new_epoch(run_dir) as epoch:
+            run(as_chosen(settings), run_dir, epoch)
     except StartError as error:
         print(f"embedlane engine: {error}", file=sys.stderr)
         return StartError.EXIT_CODE
     return 0
 
 
-def serve(settings: Settings, run_dir: Path) -> None:
-    """Load, warm up, bind, loop; the caller holds the engine lock. Leaves no file behind."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an engine needs to serve at once."""
+
+    bundle: Bundle
+    runner: Runner
+    slab: Slab
+    epoch: Epoch
+
+    def welcome(self) -> Welcome:
+        """What front ends are told."""
+        return Welcome(
+            model=self.bundle.id,
+            digest=self.bundle.digest,
+            folder=str(self.bundle.folder.absolute()),
+            rows=len(self.slab.leases),
+            dim=self.bundle.dim,
+            device=self.runner.device,
+            precision=self.runner.precision,
+        )
+
+
+def run(settings: Settings, run_dir: Path, epoch: Epoch) -> None:
+    """Load, wait for the engine before this one to end, serve."""
+    loaded = load(settings, run_dir, epoch)
+    with await_turn(run_dir), counting(run_dir, "engine"):
+        remove_slabs(run_dir)
+        serve(settings, run_dir, loaded)
+
+
+def load(settings: Settings, run_dir: Path, epoch: Epoch) -> Loaded:
+    """Bundle, runner and slab, warmed up. Raises StartError."""
     began = time.monotonic()
-    remove_slabs(run_dir)
     bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
     runner = open_runner(settings, bundle)
-    epoch = Epoch(secrets.randbits(63) | 1)
     slab = Slab.create(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
+    kind = {"device": runner.device, "precision": runner.precision, "lanes": runner.lanes}
+    log.info("loaded", extra={"model": bundle.id, **kind, "seconds": round(time.monotonic() - began, 2)})
+    return Loaded(bundle, runner, slab, epoch)
+
+
+def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
+    """Bind, loop; the caller holds the engine lock."""
+    bundle, runner, slab = loaded.bundle, loaded.runner, loaded.slab
+    welcome = loaded.welcome()
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     lanes = Lanes(runner, slab.rows, lambda: os.eventfd_write(wake_fd, 1))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -74,14 +111,6 @@ def serve(settings: Settings, run_dir: Path) -> None:
         queue_items=settings.queue_items,
         mixes_lengths=runner.mixes_lengths,
     )
-    welcome = Welcome(
-        model=bundle.id,
-        fingerprint=bundle.fingerprint,
-        rows=settings.slab_rows,
-        dim=bundle.dim,
-        device=runner.device,
-        precision=runner.precision,
-    )
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
@@ -91,26 +120,16 @@ def serve(settings: Settings, run_dir: Path) -> None:
         max_rows=settings.max_batch_rows,
         model=Model(bundle.vocab_size, bundle.max_tokens),
         welcome=welcome,
-        epoch=epoch,
+        epoch=loaded.epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, settings.queue_items),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items),
     )
     _stop_on_signals(engine, wake_fd)
-    log.info(
-        "ready",
-        extra={
-            "model": bundle.id,
-            "device": runner.device,
-            "precision": runner.precision,
-            "lanes": runner.lanes,
-            "seconds": round(time.monotonic() - began, 2),
-        },
-    )
+    log.info("ready", extra={"model": bundle.id})
     engine.run()
     lanes.close()
     context.destroy(linger=None)
-    remove_slabs(run_dir)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
 
 

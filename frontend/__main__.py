@@ -19,6 +19,7 @@ from frontend.app import create_app
 from frontend.auth import load_or_make_key
 from frontend.protocol import Protocol
 from ipc.bundle import load_bundle, locate_bundle
+from ipc.choice import as_chosen
 from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
@@ -48,7 +49,7 @@ def main() -> int:
 def serve(settings: Settings, process: str) -> int:
     """Serve until told to stop; gives the exit status. Raises StartError."""
     # The engine hashes the bundle's files; the tokenizer alone is read here.
-    bundle = load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)
+    bundle = load_bundle(locate_bundle(as_chosen(settings).model, settings.data_path), verify=False)
     app = create_app(settings, bundle, load_or_make_key(settings), process)
     listener = inherited_socket() or bind(settings)
     config = uvicorn.Config(

@@ -23,12 +23,12 @@ from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.metrics import RequestMetrics, StateMetrics
+from frontend.model import Model
 from frontend.redis_link import RedisLink
 from frontend.request_log import RequestLog
 from frontend.services import open_embedder
 from frontend.token_ids import load_cl100k
-from frontend.tokenizer import Tokenizer
-from ipc.bundle import TOKENIZER, Bundle
+from ipc.bundle import Bundle
 from ipc.settings import Settings
 
 
@@ -107,7 +107,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
-    tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
+    model = Model.load(bundle, settings)
     keys = KeyRing(key, settings.data_path / KEYS_FILE)
     link = RedisLink(settings.redis_url) if settings.redis_url else None
     # Here and not in the lifespan: where there is no room for them, the start must end with the status that says so.
@@ -120,8 +120,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as ends:
             ends.callback(log.close)
-            ends.callback(tokenizer.close)
-            embedder = open_embedder(settings, bundle, tokenizer, cl100k, windows, link)
+            embedder = open_embedder(settings, model, cl100k, windows, link)
             app.state.embedder = await ends.enter_async_context(embedder)
             state = StateMetrics(registry, process, app.state.embedder, link)
             ends.callback(state.close)
@@ -142,5 +141,5 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     # A redirect would name the scheme and host that the client's headers claim.
     app.router.redirect_slashes = False
     app.state.scrape = scrape.Scrape(settings.run_path)
-    app.state.documentation = docs.Documentation(settings, bundle)
+    app.state.documentation = docs.Documentation(settings)
     return app

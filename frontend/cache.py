@@ -87,7 +87,7 @@ class CacheCounters:
 class CachedEngine:
     """`EngineClient.embed` with a cache before it; texts that are under way already are waited for, not sent again.
 
-    `origin` names what computes the vectors, `remote` what lies behind the process's own cache.
+    `origin` names what computes the vectors, each float32 [dim]; `remote` is what lies behind the process's own cache.
     """
 
     def __init__(
@@ -96,11 +96,17 @@ class CachedEngine:
         self._engine = engine
         self._cache = cache
         self._remote = remote
-        self._seed = blake2b(origin.encode() + b"\0", digest_size=KEY_BYTES)
+        self._seed = _seed(origin)
         self._nothing_missing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._nothing_missing.set_result(None)
         self._hits = self._misses = self._remote_hits = 0
         engine.keep = self._keep
+
+    def change_model(self, origin: str, dim: int) -> None:
+        """Find and keep the vectors of another model from now on; calls under way raise ModelChanged."""
+        self._seed = _seed(origin)
+        if self._remote is not None:
+            self._remote.dim = dim
 
     async def close(self) -> None:
         """Stop writing to Redis; the engine's client is closed by its owner."""
@@ -135,6 +141,7 @@ class CachedEngine:
         `take` gets a read-only float32 [dim]: the row in the slab where the vector was computed now, else a copy.
         Without it a part is the vector's bytes, unless the call holds its row.
         """
+        seed = self._seed
         keys = [self._key(ids) for ids in texts]
         parts = [b""] * len(texts)
         missing = await self._encode(range(len(texts)), keys, self._cache.get, take, parts)
@@ -145,6 +152,8 @@ class CachedEngine:
         hits = len(texts) - len(missing)
         if not missing:
             return Call(take, parts, 0, self._nothing_missing, deadline_ns, hits=hits)
+        if self._seed is not seed:
+            raise outcomes.model_changed()
         call = await self._engine.embed(
             [texts[n] for n in missing] if hits else texts,
             take,
@@ -222,3 +231,7 @@ class CachedEngine:
         self._cache.put(key, vector)
         if self._remote is not None:
             self._remote.put(key, vector)
+
+
+def _seed(origin: str) -> blake2b:
+    return blake2b(origin.encode() + b"\0", digest_size=KEY_BYTES)

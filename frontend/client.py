@@ -8,11 +8,9 @@ next, and an engine that restarts needs no memory of its predecessor.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,40 +19,50 @@ import zmq
 
 from frontend import outcomes
 from frontend.breaker import PROBE_SECONDS, Breaker
-from frontend.flight import Call, Flight, Flights, Holding, Lent, Take
+from frontend.flight import Call, Flight, Holding, Lent, Take
 from frontend.link import Link
-from frontend.outbox import Outbox
+from frontend.under_way import UnderWay
 from ipc import messages
-from ipc.errors import MalformedFrame
-from ipc.messages import Header, Ids, Priority, Status, Submission, Type, Welcome
+from ipc.errors import MalformedFrame, StartError
+from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
 from ipc.slab import Row
 
 log = logging.getLogger(__name__)
 
-# The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
-# for its doing: one can be chance.
-MOST_DEATHS = 3
 # A text of every vocabulary there is.
 PROBE = np.zeros(1, np.int32)
 
 
 class EngineClient:
-    """The engine as one event loop sees it. `fingerprint` is the model this front end tokenizes for."""
+    """The engine as one event loop sees it.
+
+    `digest` is the bundle that texts are tokenized for. Where an engine that joins has another, `adopt` is to
+    change that, and raises StartError where it cannot; the texts under way then fail with ModelChanged.
+    """
 
     def __init__(
-        self, run_dir: Path, fingerprint: str, *, most_flights: int, most_held: int, grace_s: float, stall_s: float
+        self,
+        run_dir: Path,
+        digest: str,
+        adopt: Callable[[Welcome], Awaitable[None]],
+        *,
+        most_flights: int,
+        most_held: int,
+        grace_s: float,
+        stall_s: float,
     ) -> None:
         self._run_dir = run_dir
-        self._fingerprint = fingerprint
+        self._digest = digest
+        self._adopt = adopt
+        self._adoption: asyncio.Task[None] | None = None
         self._most_flights = most_flights
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._flights = Flights()
         self._holding = Holding(most_held)
-        # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
-        self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
-        self._outbox = Outbox(self._flights, self._joined_link)
+        self._under_way = UnderWay(self._joined_link)
+        self._flights = self._under_way.flights
+        self._outbox = self._under_way.outbox
         self._grace: asyncio.TimerHandle | None = None
         self._probe: Flight | None = None
         self.breaker = Breaker(stall_s, self._is_owed, self._ask)
@@ -62,16 +70,15 @@ class EngineClient:
         self.last_vector_ns = 0
         # Gets key and row of each text that was asked for by key; the row is lent to it for that call only.
         self.keep: Callable[[bytes, Row], None] | None = None
-        self.shared = 0
         self._link = self._connect()
 
     def close(self) -> None:
         """Let go of the engine; texts still in flight fail."""
         # What the calls do on their way out must not reach the closed socket.
-        self.engine = None
+        self._leave()
         reason = "This front end is stopping: try again."
         self.breaker.stop(reason)
-        self._fail_all(reason)
+        self._under_way.fail_all(partial(outcomes.unavailable, reason))
         if self._grace:
             self._grace.cancel()
         self._link.close()
@@ -97,10 +104,12 @@ class EngineClient:
         """
         self._admit(len(texts))
         call = self._new_call(take, len(texts), deadline_ns)
+        if not self._flights:
+            self.breaker.hear()
         if keys:
-            flights = [self._board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
+            flights = [self._under_way.board(call, n, ids, priority, keys[n]) for n, ids in enumerate(texts)]
         else:
-            flights = [self._launch(call, n, ids, priority, None) for n, ids in enumerate(texts)]
+            flights = [self._under_way.launch(call, n, ids, priority, None) for n, ids in enumerate(texts)]
         timer = self._loop.call_later((deadline_ns - time.monotonic_ns()) / 1e9, self._expire, call)
         if lost is not None:
             lost.add_done_callback(call.abandon)
@@ -116,11 +125,16 @@ class EngineClient:
             if lost is not None:
                 lost.remove_done_callback(call.abandon)
             if call.missing:
-                self._take_back(call, flights)
+                self._under_way.take_back(call, flights)
 
     def load(self) -> tuple[int, int]:
         """How many texts are under way, and how many rows of the slab are lent to this front end."""
         return len(self._flights), self._link.leases()
+
+    @property
+    def shared(self) -> int:
+        """Texts that waited for a vector which was under way already."""
+        return self._under_way.shared
 
     def is_under_way(self, key: bytes) -> bool:
         """Whether a text asked for by this key would share a flight."""
@@ -135,43 +149,6 @@ class EngineClient:
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
         return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding)
-
-    def _launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
-        flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
-        if not self._flights:
-            self.breaker.hear()
-        self._flights.add(flight)
-        self._outbox.submit(flight)
-        return flight
-
-    def _board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
-        """Share the flight of this key, or launch one."""
-        flight = self._flights.of_key(key)
-        if flight is None:
-            return self._launch(call, index, ids, priority, key)
-        self.shared += 1
-        flight.join(call, index)
-        if flight.is_less_urgent(priority):
-            self._submit_anew(flight, flight.submission.deadline, priority)
-        return flight
-
-    def _submit_anew(self, flight: Flight, deadline_ns: int, priority: int) -> None:
-        """Tell the engine something else of a text; what it was told before is taken back, if it still counts."""
-        sequence = flight.submission.sequence
-        if self._flights.remove(sequence) and flight.is_sent:
-            self._outbox.cancel(sequence)
-        flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
-        self._flights.add(flight)
-        # One that was not sent is in the outbox already, or waits for an engine.
-        if flight.is_sent:
-            flight.is_sent = False
-            self._outbox.submit(flight)
-
-    def _take_back(self, call: Call, flights: Sequence[Flight]) -> None:
-        for flight in flights:
-            sequence = flight.submission.sequence
-            if flight.leave(call) and self._flights.remove(sequence) and flight.is_sent:
-                self._outbox.cancel(sequence)
 
     # receive
 
@@ -200,13 +177,36 @@ class EngineClient:
             return
         if self._grace:
             self._grace.cancel()
-        if engine.fingerprint != self._fingerprint:
-            self._refuse(f"The engine serves {engine.model}, another model than this front end: restart both.")
+        self._leave()
+        if engine.digest == self._digest:
+            self._join(engine)
+        else:
+            self._adoption = self._loop.create_task(self._follow(engine))
+
+    async def _follow(self, engine: Welcome) -> None:
+        """Change to the engine's model, and join. Whatever parts from that engine meanwhile cancels this."""
+        try:
+            await self._adopt(engine)
+        except StartError as error:
+            self._refuse(f"The engine serves {engine.model}, which this front end cannot load: {error}")
             return
-        log.info("engine joined", extra={"epoch": f"{header.epoch:016x}", "model": engine.model})
+        log.info("model changed", extra={"model": engine.model, "texts_in_flight": len(self._flights)})
+        self._digest = engine.digest
+        self._under_way.fail_all(outcomes.model_changed)
+        self._join(engine)
+
+    def _join(self, engine: Welcome) -> None:
+        log.info("engine joined", extra={"epoch": f"{self._link.epoch:016x}", "model": engine.model})
         self.engine = engine
         self.breaker.close()
         self._outbox.submit_all()
+
+    def _leave(self) -> None:
+        """Nothing is sent to an engine from now on, until one joins."""
+        self.engine = None
+        if self._adoption is not None:
+            self._adoption.cancel()
+            self._adoption = None
 
     def _on_reply(self, frame: bytes, header: Header) -> None:
         slab = self._link.slab
@@ -230,7 +230,7 @@ class EngineClient:
 
     def _on_failed(self, flight: Flight, status: int) -> None:
         if (later := flight.end(status)) is not None:
-            self._submit_anew(flight, later, flight.submission.priority)
+            self._under_way.submit_anew(flight, later, flight.submission.priority)
 
     def _joined_link(self) -> Link | None:
         return None if self.engine is None else self._link
@@ -245,9 +245,9 @@ class EngineClient:
         if self.engine is None:
             return None
         if self._probe is not None:
-            self._take_back(next(iter(self._probe.askers)), [self._probe])
+            self._under_way.take_back(next(iter(self._probe.askers)), [self._probe])
         call = self._new_call(bytes, 1, time.monotonic_ns() + int(PROBE_SECONDS * 1e9))
-        self._probe = self._launch(call, 0, PROBE, Priority.INTERACTIVE, None)
+        self._probe = self._under_way.launch(call, 0, PROBE, Priority.INTERACTIVE, None)
         return call.done
 
     # the engine's deaths
@@ -258,17 +258,10 @@ class EngineClient:
 
     def _on_lost(self) -> None:
         was_joined = self.engine is not None
-        self.engine = None
+        self._leave()
         died_with = self._link.died_with()
         self._link.close()
-        for flight in list(self._flights.values()):
-            flight.is_sent = False
-            if flight.submission.sequence in died_with:
-                flight.suspect()
-                if flight.deaths == MOST_DEATHS:
-                    # Out, so that nobody else joins it.
-                    self._flights.remove(flight.submission.sequence)
-                    flight.fail(outcomes.poison)
+        self._under_way.survive(died_with)
         if was_joined:
             log.warning("engine lost", extra={"texts_in_flight": len(self._flights), "running": len(died_with)})
         self._link = self._connect()
@@ -278,7 +271,7 @@ class EngineClient:
         log.info("engine stops", extra={"texts_in_flight": len(self._flights)})
         self._outbox.flush()
         self._link.send(messages.bye(self._link.epoch))
-        self.engine = None
+        self._leave()
         self._start_grace()
 
     def _start_grace(self) -> None:
@@ -290,11 +283,7 @@ class EngineClient:
         """Answer every request with 503 from now on, until an engine joins."""
         self.engine = None
         self.breaker.open(reason)
-        self._fail_all(reason)
-
-    def _fail_all(self, reason: str) -> None:
-        for flight in self._flights.values():
-            flight.fail(partial(outcomes.unavailable, reason))
+        self._under_way.fail_all(partial(outcomes.unavailable, reason))
 
     def _expire(self, call: Call) -> None:
         call.fail(outcomes.late(is_engine_away=self.engine is None))

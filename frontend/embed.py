@@ -10,19 +10,19 @@ from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
+from frontend import outcomes
 from frontend.admission import Admission
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from frontend.limits.quota import Quota
+from frontend.model import Model, PromptName
 from frontend.protocol import CONNECTION_LOST
 from frontend.request_log import FACTS, Facts
-from frontend.responses import raw_vector, sliced, unit_length
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
-from frontend.tokenizer import Side, Token, Tokenizer, Tokens
-from ipc.bundle import Bundle
-from ipc.errors import InvalidRequest
-from ipc.messages import Priority
+from frontend.tokenizer import Side, Token, Tokens
+from ipc.errors import InvalidRequest, ModelChanged
+from ipc.messages import Priority, Welcome
 from ipc.settings import Settings
 
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
@@ -35,6 +35,7 @@ class Embedded:
     `cache` is "hit" where every vector came from a cache, "miss" where one did not, None where there is no cache.
     """
 
+    model: Model
     call: Call
     tokens: int
     truncated: int
@@ -49,13 +50,14 @@ class Embedded:
         return self.call.parts
 
     def headers(self) -> dict[str, str]:
-        """text-embeddings-inference's headers (milliseconds), which suit the other dialects as well."""
+        """text-embeddings-inference's headers (milliseconds), and which model it was."""
         headers = {
             "x-compute-tokens": str(self.tokens),
             "x-total-time": f"{self.total_ns / 1e6:.3f}",
             "x-tokenization-time": f"{self.tokenize_ns / 1e6:.3f}",
             "x-queue-time": f"{self.call.wait_ns / 1e6:.3f}",
             "x-inference-time": f"{self.call.compute_ns / 1e6:.3f}",
+            "x-model": self.model.header,
         }
         if self.cache is not None:
             headers["x-cache"] = self.cache
@@ -79,21 +81,25 @@ class Embedder:
     def __init__(
         self,
         settings: Settings,
-        bundle: Bundle,
-        tokenizer: Tokenizer,
+        model: Model,
         client: EngineClient,
         admission: Admission,
         cache: CachedEngine | None = None,
         cl100k: Decoder | None = None,
     ) -> None:
         self.settings = settings
-        self.bundle = bundle
+        self.model = model
         self.client = client
         self.admission = admission
         self.cache = cache
         self._engine = cache or client
-        self._tokenizer = tokenizer
         self._cl100k = cl100k
+
+    async def adopt(self, engine: Welcome) -> None:
+        """Read texts for this engine's model from now on. Raises StartError where it cannot be loaded."""
+        self.model = await asyncio.to_thread(Model.of_engine, engine, self.settings)
+        if self.cache is not None:
+            self.cache.change_model(self.model.origin, self.model.bundle.dim)
 
     async def embed(
         self,
@@ -104,20 +110,29 @@ class Embedder:
         field: str,
         truncate: bool,
         side: Side = "right",
-        prompt_name: str | None = None,
+        prompt_name: PromptName = None,
         normalize: bool | None = None,
         dimensions: int | None = None,
     ) -> Embedded:
         """Embed texts and encode each vector with `take`. `field` is what the dialect calls the texts.
 
         `normalize` scales to length 1 or not; None leaves that to the model. Raises a RequestError, or
-        ClientDisconnect once nobody waits for the answer.
+        ClientDisconnect once nobody waits for the answer. Texts under way when the model changes are read again for
+        the next one: an answer is of one model, and charged once.
         """
         terms = self._terms(request)
-        take = self._shape(take, normalize, dimensions)
-        texts = self._prompted(texts, field, prompt_name)
-        tokens = await self._tokenizer.encode(texts, truncate=truncate, side=side)
-        return await self._submit(request, terms, tokens, take)
+        self._check_texts(texts, field)
+        while True:
+            model = self.model
+            shaped = model.shape(take, normalize, dimensions)
+            prompt = model.prompt(prompt_name)
+            tokens = await model.tokenizer.encode(
+                [prompt + text for text in texts] if prompt else texts, truncate=truncate, side=side
+            )
+            try:
+                return await self._submit(request, terms, model, tokens, shaped)
+            except ModelChanged:
+                continue
 
     async def embed_ids(
         self,
@@ -126,7 +141,7 @@ class Embedder:
         take: Take | None,
         *,
         truncate: bool,
-        prompt_name: str | None = None,
+        prompt_name: PromptName = None,
         dimensions: int | None = None,
     ) -> Embedded:
         """Embed token ids as the setting `token_input` says. Raises as `embed` does."""
@@ -138,7 +153,7 @@ class Embedder:
             case "cl100k":
                 assert self._cl100k is not None, "the start loads it"
                 self._check_count(lists, "input")
-                texts = await self._tokenizer.off_loop(sum(map(len, lists)), decode, self._cl100k, lists)
+                texts = await self.model.tokenizer.off_loop(sum(map(len, lists)), decode, self._cl100k, lists)
                 return await self.embed(
                     request,
                     texts,
@@ -150,16 +165,17 @@ class Embedder:
                 )
 
     async def _embed_own_ids(
-        self, request: Request, lists: IdLists, take: Take | None, prompt_name: str | None, dimensions: int | None
+        self, request: Request, lists: IdLists, take: Take | None, prompt_name: PromptName, dimensions: int | None
     ) -> Embedded:
         self._check_count(lists, "input")
-        if prompt_name is not None and self._prompt(prompt_name):
+        model = self.model
+        if prompt_name is not None and model.prompt(prompt_name):
             raise InvalidRequest("No prompt can be put before token ids: send text.", param="prompt_name")
         terms = self._terms(request)
-        take = self._shape(take, None, dimensions)
-        bounds = self.bundle.vocab_size, self.bundle.max_tokens
-        ids = await self._tokenizer.off_loop(sum(map(len, lists)), accept, lists, *bounds)
-        return await self._submit(request, terms, Tokens(ids, 0), take)
+        take = model.shape(take, None, dimensions)
+        bounds = model.bundle.vocab_size, model.bundle.max_tokens
+        ids = await model.tokenizer.off_loop(sum(map(len, lists)), accept, lists, *bounds)
+        return await self._submit(request, terms, model, Tokens(ids, 0), take)
 
     async def split(
         self,
@@ -172,19 +188,26 @@ class Embedder:
     ) -> list[bytes]:
         """What `take` makes of the tokens of each text, under the same bounds and limits. Raises a RequestError."""
         quota = self.admission.check(request.scope)
-        texts = self._prompted(texts, "inputs", prompt_name)
+        self._check_texts(texts, "inputs")
+        model = self.model
+        prompt = model.prompt(prompt_name)
         if quota is not None:
             await self.admission.charge(request.scope, quota, 0)
-        return await self._tokenizer.split(texts, take, special=special)
+        return await model.tokenizer.split([prompt + text for text in texts], take, special=special)
 
-    async def _submit(self, request: Request, terms: Terms, tokens: Tokens, take: Take | None) -> Embedded:
+    async def _submit(
+        self, request: Request, terms: Terms, model: Model, tokens: Tokens, take: Take | None
+    ) -> Embedded:
+        """Raises ModelChanged where the model is another one before the last vector has come."""
         tokenized = time.monotonic_ns()
         total = tokens.total
-        if terms.quota is not None:
-            await self.admission.charge(request.scope, terms.quota, total)
         facts: Facts = request.scope[FACTS]
+        if terms.quota is not None and not facts.texts:
+            await self.admission.charge(request.scope, terms.quota, total)
         # Before the engine is asked: the line of a request that fails tells what it was charged for.
         facts.texts, facts.tokens, facts.tokenize_ns = len(tokens.texts), total, tokenized - terms.began
+        if self.model is not model:
+            raise outcomes.model_changed()
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
@@ -198,6 +221,7 @@ class Embedder:
         if self.cache is not None:
             facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"
         return Embedded(
+            model=model,
             call=call,
             tokens=total,
             truncated=tokens.truncated,
@@ -209,28 +233,14 @@ class Embedder:
 
     async def probe(self, timeout_s: float) -> None:
         """Send one short text all the way. Raises a RequestError where no vector comes back in time."""
-        tokens = await self._tokenizer.encode(["ready?"], truncate=True)
+        tokens = await self.model.tokenizer.encode(["ready?"], truncate=True)
         deadline = time.monotonic_ns() + int(timeout_s * 1e9)
         await self.client.embed(tokens.texts, bytes, deadline_ns=deadline, priority=Priority.INTERACTIVE)
 
-    def _prompted(self, texts: Sequence[str], field: str, prompt_name: str | None) -> Sequence[str]:
-        """The texts with their prompt, if any, once they are seen to be within bounds."""
+    def _check_texts(self, texts: Sequence[str], field: str) -> None:
         self._check_count(texts, field)
         if "" in texts:
             raise InvalidRequest(f"Text {texts.index('')} of `{field}` is empty.", param=field)
-        prompt = self._prompt(prompt_name)
-        return [prompt + text for text in texts] if prompt else texts
-
-    def _prompt(self, name: str | None) -> str:
-        prompts = self.bundle.prompts
-        if name is None:
-            name = self.bundle.default_prompt_name
-        if name is None:
-            return ""
-        if name not in prompts:
-            there = f"choose one of: {', '.join(sorted(prompts))}" if prompts else "leave it out, the model has none"
-            raise InvalidRequest(f"`prompt_name` is no prompt of the model: {there}.", param="prompt_name")
-        return prompts[name]
 
     def _check_count(self, texts: Sequence[object], field: str) -> None:
         if not texts:
@@ -240,26 +250,6 @@ class Embedder:
                 f"`{field}` has {len(texts)} texts, the most is {self.settings.max_inputs}: send several requests.",
                 param=field,
             )
-
-    def _shape(self, take: Take | None, normalize: bool | None, dimensions: int | None) -> Take | None:
-        """`take` for the asked part and length of each vector. `dimensions` alone means a part of length 1.
-
-        None is for the rows as they are in the slab; where another shape is asked for, the part is its bytes.
-        """
-        if normalize is False and self.bundle.normalize:
-            raise InvalidRequest(
-                "`normalize` must be true or left out: the model itself scales its vectors to length 1, and what they "
-                "were before cannot be had.",
-                param="normalize",
-            )
-        if dimensions is not None:
-            if dimensions > self.bundle.dim:
-                raise InvalidRequest(
-                    f"`dimensions` is {dimensions}, the model has {self.bundle.dim}: ask for at most that many.",
-                    param="dimensions",
-                )
-            return sliced(take or raw_vector, dimensions, normalize=normalize is not False)
-        return unit_length(take or raw_vector) if normalize and not self.bundle.normalize else take
 
     def _terms(self, request: Request) -> Terms:
         began = time.monotonic_ns()

@@ -29,4 +29,4 @@ async def ready(request: Request) -> Response:
             await embedder.probe(PROBE_SECONDS)
         except RequestError as error:
             return json_response(orjson.dumps({"status": "not ready", "reason": error.message}), 503)
-    return json_response(orjson.dumps({"status": "ready", "model": embedder.bundle.id}))
+    return json_response(orjson.dumps({"status": "ready", "model": embedder.model.bundle.id}))

@@ -6,6 +6,7 @@ from ipc.errors import (
     DeadlineExceeded,
     EngineFailure,
     EngineUnavailable,
+    ModelChanged,
     Overloaded,
     PoisonRequest,
     RequestError,
@@ -29,6 +30,14 @@ def error_of(status: int) -> RequestError:
 def unavailable(reason: str) -> EngineUnavailable:
     """Where no engine can be asked."""
     return EngineUnavailable(reason, retry_after=RETRY_AFTER_SECONDS)
+
+
+def model_changed() -> ModelChanged:
+    """For token ids of a model that is served no longer."""
+    return ModelChanged(
+        "The server changed its model, and the request's token ids are of the one before: make them anew.",
+        retry_after=RETRY_AFTER_SECONDS,
+    )
 
 
 def too_many() -> Overloaded:

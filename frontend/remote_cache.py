@@ -34,7 +34,7 @@ class RemoteCache:
 
     def __init__(self, link: RedisLink, dim: int, ttl_s: int) -> None:
         self._link = link
-        self._vector_bytes = dim * 4
+        self.dim = dim
         self._ttl_s = ttl_s
         # The keys of the next reading, and its answer: all that one turn of the event loop asks for is read at once.
         self._asked: dict[bytes, None] = {}
@@ -99,7 +99,7 @@ class RemoteCache:
         return found
 
     def _is_vector(self, value: bytes) -> bool:
-        return len(value) == self._vector_bytes and bool(np.isfinite(np.frombuffer(value, "<f4")).all())
+        return len(value) == self.dim * 4 and bool(np.isfinite(np.frombuffer(value, "<f4")).all())
 
     async def _write(self) -> None:
         try:

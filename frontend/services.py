@@ -12,19 +12,18 @@ from frontend.embed import Embedder
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.limits.limiter import Limiter
 from frontend.limits.shared import RedisWindows
+from frontend.model import Model
 from frontend.redis_link import RedisLink
 from frontend.remote_cache import RemoteCache
 from frontend.token_ids import Decoder
-from frontend.tokenizer import Tokenizer
-from ipc.bundle import Bundle
+from ipc.messages import Welcome
 from ipc.settings import Settings
 
 
 @asynccontextmanager
 async def open_embedder(
     settings: Settings,
-    bundle: Bundle,
-    tokenizer: Tokenizer,
+    model: Model,
     cl100k: Decoder | None,
     windows: EmbeddedWindows,
     link: RedisLink | None,
@@ -35,9 +34,14 @@ async def open_embedder(
             ends.push_async_callback(link.close)
         limiter = Limiter(windows, RedisWindows(link) if link else None)
         ends.callback(limiter.close)
+
+        async def adopt(engine: Welcome) -> None:
+            await embedder.adopt(engine)
+
         client = EngineClient(
             settings.run_path,
-            bundle.fingerprint,
+            model.bundle.digest,
+            adopt,
             most_flights=settings.queue_items,
             most_held=settings.most_held,
             grace_s=settings.engine_grace_ms / 1e3,
@@ -46,9 +50,9 @@ async def open_embedder(
         ends.callback(client.close)
         cache = None
         if settings.cache_mb:
-            remote = RemoteCache(link, bundle.dim, settings.cache_ttl_s) if link else None
-            # One model has other vectors in another precision, and may have in another runner.
-            origin = f"{bundle.fingerprint} {settings.runner} {settings.precision}"
-            cache = CachedEngine(client, VectorCache(settings.cache_mb << 20), origin, remote)
+            remote = RemoteCache(link, model.bundle.dim, settings.cache_ttl_s) if link else None
+            cache = CachedEngine(client, VectorCache(settings.cache_mb << 20), model.origin, remote)
             ends.push_async_callback(cache.close)
-        yield Embedder(settings, bundle, tokenizer, client, Admission(limiter, settings), cache, cl100k)
+        embedder = Embedder(settings, model, client, Admission(limiter, settings), cache, cl100k)
+        ends.callback(lambda: embedder.model.tokenizer.close())
+        yield embedder

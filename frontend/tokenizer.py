@@ -59,7 +59,8 @@ class Tokenizer:
         self._whole = _load(path)
         self._cut = _load(path)
         self._cut.enable_truncation(max_tokens)
-        # One thread: it keeps a long request off the event loop, and the engine needs the other cores.
+        # One thread: it keeps a long request off the event loop, and the engine needs the other cores. Without `close`
+        # it ends with the tokenizer's last user, which may be a request that began before the model changed.
         self._thread = ThreadPoolExecutor(1, "tokenizer")
 
     def close(self) -> None:

@@ -131,6 +131,12 @@ class Bundle(Manifest, frozen=True, kw_only=True):
         return self.layouts.get(precision, "dense")
 
     @property
+    def digest(self) -> str:
+        """Hex sha256 over the whole manifest: of two bundles that share it, one is a copy of the other."""
+        manifest = {name: getattr(self, name) for name in Manifest.__struct_fields__}
+        return hashlib.sha256(msgspec.json.encode(manifest, order="deterministic")).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """Hex sha256 over everything that vectors depend on: in one precision, two that share it are interchangeable.
 

@@ -13,7 +13,8 @@ EmbedlaneError
     ├── MethodNotAllowed
     ├── RateLimited        the key's limit is used up
     ├── Overloaded         the queue is full: come back later
-    ├── EngineUnavailable  there is no engine now, or the one there is serves another model
+    ├── EngineUnavailable  there is no engine now, or the one there is serves a model that cannot be loaded here
+    │   └── ModelChanged   the tokens were of the model before; the text is tokenized again where there is one
     ├── DeadlineExceeded   no answer before the request's deadline
     ├── EngineFailure      the model run failed, or gave something that is not a number
     ├── PoisonRequest      the engine died whenever it ran this request
@@ -117,9 +118,13 @@ class Overloaded(RequestError):
 
 
 class EngineUnavailable(RequestError):
-    """No engine is connected, or it serves another model than this front end tokenizes for."""
+    """No engine is connected, or it serves a model that this front end cannot load."""
 
     code = "ENGINE_UNAVAILABLE"
+
+
+class ModelChanged(EngineUnavailable):
+    """The engine that joined serves another model than the one the request's token ids are of."""
 
 
 class DeadlineExceeded(RequestError):

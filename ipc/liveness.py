@@ -16,6 +16,8 @@ from typing import Self
 from ipc.errors import StartError
 
 ENGINE_LOCK = "engine.lock"
+# Of an engine that is ready, and waits for the one that serves to end.
+STANDBY_LOCK = "standby.lock"
 _FRONTEND = "frontend-{:08x}.lock"
 
 

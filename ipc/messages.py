@@ -82,10 +82,14 @@ class Header(NamedTuple):
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """What an engine tells a front end: which model it serves and how to map its slab."""
+    """What an engine tells a front end: which model it serves, from which bundle, and how to map its slab.
+
+    `digest` and `folder` are the bundle's.
+    """
 
     model: str
-    fingerprint: str
+    digest: str
+    folder: str
     rows: int
     dim: int
     device: str

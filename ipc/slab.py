@@ -1,10 +1,11 @@
 """The slab: vectors in shared memory, written by the engine, read in place by the front ends.
 
-Three files in the run directory, made anew by each engine (an epoch is one life of the engine)::
+Files in the run directory, made anew by each engine (an epoch is one life of the engine)::
 
     slab-<epoch>.rows      float32 [rows, dim]  engine writes, front ends map read-only
     slab-<epoch>.running   uint64  [rows]       the same; 0, or the sequence of the text that a lane computes there
     slab-<epoch>.leases    uint32  [rows]       0: free, else the id of the front end that may read the row
+    slab-<epoch>.lock                           locked while that engine lives; the files of others are garbage
 
 A row is computing (running != 0), lent (lease != 0) or free. `running` is what an engine that was killed leaves behind
 to tell which texts it died with. The leases' transitions::
@@ -21,9 +22,13 @@ writes before the reader's reads. A lease is one aligned 32-bit word, so a store
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import secrets
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NewType
 
@@ -31,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ipc.errors import StartError
+from ipc.liveness import ProcessLock, is_held
 
 Epoch = NewType("Epoch", int)
 
@@ -41,6 +47,8 @@ Leases = NDArray[np.uint32]
 Running = NDArray[np.uint64]
 
 FREE = 0
+PARTS = ("rows", "running", "leases")
+LOOK_SECONDS = 0.001
 
 
 class Slab:
@@ -70,7 +78,7 @@ class Slab:
 
 
 def slab_file(run_dir: Path, epoch: Epoch, part: str) -> Path:
-    """Where "rows", "running" or "leases" of an epoch are."""
+    """Where "rows", "running", "leases" or "lock" of an epoch is."""
     return run_dir / f"slab-{epoch:016x}.{part}"
 
 
@@ -80,12 +88,24 @@ def _files(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> list[tuple[Path,
     return [(slab_file(run_dir, epoch, part), rows * size) for part, size in row_bytes.items()]
 
 
-def remove_slabs(run_dir: Path) -> int:
-    """Unlink every slab file; only for the holder of the engine lock, to whom all others are a dead engine's.
+@contextlib.contextmanager
+def new_epoch(run_dir: Path) -> Iterator[Epoch]:
+    """A life of an engine: while it lasts its slab's files are nobody's garbage, at its end they are removed."""
+    epoch = Epoch(secrets.randbits(63) | 1)
+    # Someone who looks whether it is held can hold it for a moment.
+    while (lock := ProcessLock.try_acquire(slab_file(run_dir, epoch, "lock"))) is None:
+        time.sleep(LOOK_SECONDS)
+    with lock:
+        try:
+            yield epoch
+        finally:
+            for part in PARTS:
+                slab_file(run_dir, epoch, part).unlink(missing_ok=True)
 
-    Readers keep what they have mapped. Returns the number of files.
-    """
-    garbage = list(run_dir.glob("slab-*"))
+
+def remove_slabs(run_dir: Path) -> int:
+    """Unlink the files of engines that are dead; readers keep what they have mapped. Gives how many there were."""
+    garbage = [path for path in run_dir.glob("slab-*") if not is_held(path.with_suffix(".lock"))]
     for path in garbage:
         path.unlink(missing_ok=True)
     return len(garbage)

@@ -7,7 +7,6 @@ python -m perf.fake_engine null     the real engine around a runner that does no
 from __future__ import annotations
 
 import itertools
-import secrets
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ from ipc.bundle import Bundle, load_bundle, locate_bundle
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.messages import Ids, Status, Type, Welcome
 from ipc.settings import Settings, load_settings
-from ipc.slab import Epoch, Rows, Slab
+from ipc.slab import Epoch, Rows, Slab, new_epoch
 from ipc.sockets import Socket, bind_engine, frontend_id
 
 
@@ -47,13 +46,13 @@ class NullRunner:
 class Echo:
     """Answers each SUBMIT with one REPLY, rows taken in turn; that a row is free again is not looked at."""
 
-    def __init__(self, settings: Settings, router: Socket, bundle: Bundle) -> None:
+    def __init__(self, settings: Settings, router: Socket, bundle: Bundle, epoch: Epoch) -> None:
         self._router = router
-        self._epoch = Epoch(secrets.randbits(63) | 1)
+        self._epoch = epoch
         self._slab = Slab.create(settings.run_path, self._epoch, settings.slab_rows, bundle.dim)
         NullRunner(settings, bundle).warm_up(self._slab.rows)
         self._next = itertools.cycle(range(settings.slab_rows))
-        welcome = Welcome(bundle.id, bundle.fingerprint, settings.slab_rows, bundle.dim, "none", "fp32")
+        welcome = Welcome(bundle.id, bundle.digest, str(bundle.folder), settings.slab_rows, bundle.dim, "none", "fp32")
         self._welcome = messages.welcome(welcome, self._epoch)
 
     def run(self) -> None:
@@ -86,9 +85,10 @@ def main() -> int:
     settings = load_settings()
     lock = ProcessLock.try_acquire(ensure_run_dir(settings.run_path) / ENGINE_LOCK)
     assert lock is not None, "an engine runs in this run directory"
-    with lock:
+    with lock, new_epoch(settings.run_path) as epoch:
         router = bind_engine(zmq.Context(), settings.run_path)
-        Echo(settings, router, load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)).run()
+        bundle = load_bundle(locate_bundle(settings.model, settings.data_path), verify=False)
+        Echo(settings, router, bundle, epoch).run()
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Self
 from ipc.bundle import GRAPHS, Precision
 from ipc.settings import DEFAULT_MODEL, PREFIX
 from tools.prepare import ensure_bundle
-from tools.serve import supervisor
+from tools.serve import FIRST_ENGINE, supervisor
 
 ROOT = Path(__file__).parent.parent
 KEY = "el-key-of-the-tests"
@@ -111,12 +111,12 @@ class Stack:
     def without_engine(self) -> Iterator[None]:
         """The engine is stopped in order, and started again afterwards."""
         with supervisor(self.run_dir) as server:
-            server.supervisor.stopProcess("engine")
+            server.supervisor.stopProcess(FIRST_ENGINE)
         try:
             yield
         finally:
             with supervisor(self.run_dir) as server:
-                server.supervisor.startProcess("engine")
+                server.supervisor.startProcess(FIRST_ENGINE)
 
     def stop(self) -> int:
         """Stop as Ctrl-C does; gives the exit status. A second call does nothing."""

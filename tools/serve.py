@@ -42,8 +42,7 @@ from tools.prepare import ensure_bundle
 from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
-# Whether supervisord.conf starts the engine. No EMBEDLANE_ name: it is no setting.
-AUTOSTART = "ENGINE_AUTOSTART"
+FIRST_ENGINE = "engine:0"
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 2.0
 
@@ -72,7 +71,7 @@ def main() -> int:
     _append_output()
     try:
         settings = load_settings()
-        model = ensure_bundle(settings.model, settings.data_path, precision=_precision(settings))
+        model = ensure_bundle(settings.model, settings.data_path, precision=graph_of(settings))
         if settings.runner == "torch" and not settings.checkpoint:
             weights = ensure_weights(settings.model, settings.data_path)
             settings = msgspec.structs.replace(settings, checkpoint=str(weights))
@@ -88,12 +87,11 @@ def main() -> int:
         env = environment(settings, model, key, run_dir)
         if part == "engine":
             os.execve(sys.executable, [sys.executable, "-m", "engine"], env)  # noqa: S606 - our own module
-        env[AUTOSTART] = str(part == "all").lower()
         if part == "frontends":
             return _supervise(settings, env, key, run_dir)
         _check_alone(run_dir)
         try:
-            return _supervise(settings, env, key, run_dir)
+            return _supervise(settings, env, key, run_dir, engine=FIRST_ENGINE)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
     except StartError as error:
@@ -109,7 +107,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _precision(settings: Settings) -> Precision:
+def graph_of(settings: Settings) -> Precision:
     """The graph that the engine will ask the bundle for."""
     if settings.runner != "onnx":
         return "fp32"
@@ -175,7 +173,7 @@ def _check_alone(run_dir: Path) -> None:
     lock.release()
 
 
-def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Path) -> int:
+def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Path, engine: str | None = None) -> int:
     # A session of its own, so that Ctrl-C reaches this process alone and the stop is an orderly one.
     supervisord = subprocess.Popen(  # noqa: S603 - our own interpreter and configuration
         [sys.executable, "-m", "supervisor.supervisord", "-c", CONFIGURATION],
@@ -189,10 +187,22 @@ def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Pa
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:
+        if engine is not None:
+            _start(engine, run_dir, supervisord)
         return _watch(settings, key, run_dir, supervisord)
     finally:
         stop()
         supervisord.wait()
+
+
+def _start(engine: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> None:
+    """Have supervisord start this engine as soon as it listens, if it ever does."""
+    while supervisord.poll() is None:
+        with contextlib.suppress(OSError), supervisor(run_dir) as server:
+            server.supervisor.startProcess(engine, False)
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            supervisord.wait(POLL_SECONDS / 10)
 
 
 def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
@@ -219,11 +229,15 @@ def _is_ready(url: str) -> bool:
 
 
 def _cannot_start(run_dir: Path) -> bool:
-    """Whether a process has ended with exit status 3, after one clear line of its own."""
+    """Whether a process has ended with exit status 3, after one clear line of its own, and no other has its place."""
     with contextlib.suppress(OSError, Fault), supervisor(run_dir) as server:
         processes = server.supervisor.getAllProcessInfo()
         assert isinstance(processes, list)
-        return any(p["statename"] == "EXITED" and p["exitstatus"] == StartError.EXIT_CODE for p in processes)
+        failed = {
+            p["group"] for p in processes if p["statename"] == "EXITED" and p["exitstatus"] == StartError.EXIT_CODE
+        }
+        # Another engine than the one that serves may fail: what was to be handed over stays where it is.
+        return bool(failed - {p["group"] for p in processes if p["group"] == "engine" and p["pid"]})
     return False
 
 

@@ -89,7 +89,6 @@ async def embeddings(request: Request) -> Response:
     media = raw_media(request)
     take = None if media else base64_vector if body.encoding_format == "base64" else json_vector
     texts = body.texts()
-    prompt_name = body.prompt(embedder.bundle.prompts)
     truncate = bool(body.truncate)
     if texts is not None:
         done = await embedder.embed(
@@ -98,12 +97,12 @@ async def embeddings(request: Request) -> Response:
             take,
             field="input",
             truncate=truncate,
-            prompt_name=prompt_name,
+            prompt_name=body.prompt,
             dimensions=body.dimensions,
         )
     else:
         done = await embedder.embed_ids(
-            request, body.id_lists(), take, truncate=truncate, prompt_name=prompt_name, dimensions=body.dimensions
+            request, body.id_lists(), take, truncate=truncate, prompt_name=body.prompt, dimensions=body.dimensions
         )
     if media:
         return raw_response(done, media)
@@ -112,14 +111,14 @@ async def embeddings(request: Request) -> Response:
     )
     return json_response(
         b'{"object":"list","data":[%b],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
-        % (data, orjson.dumps(embedder.bundle.id), done.tokens, done.tokens),
+        % (data, orjson.dumps(done.model.bundle.id), done.tokens, done.tokens),
         headers=done.headers(),
     )
 
 
 async def models(request: Request) -> Response:
     """`GET /v1/models`."""
-    bundle = request.app.state.embedder.bundle
+    bundle = request.app.state.embedder.model.bundle
     model = {"id": bundle.id, "object": "model", "created": 0, "owned_by": "embedlane"}
     return json_response(orjson.dumps({"object": "list", "data": [model]}))
 

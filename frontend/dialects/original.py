@@ -53,7 +53,7 @@ async def embed(request: Request) -> Response:
     if media:
         return raw_response(done, media)
     return json_response(
-        b'{"embedding":%b,"model":%b}' % (done.parts[0], orjson.dumps(embedder.bundle.id)), headers=done.headers()
+        b'{"embedding":%b,"model":%b}' % (done.parts[0], orjson.dumps(done.model.bundle.id)), headers=done.headers()
     )
 
 

@@ -142,7 +142,7 @@ async def tokenize(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """`GET /info`: the model and the limits, by TEI's names; `dimensions` and `prompts` are extensions."""
     embedder: Embedder = request.app.state.embedder
-    bundle, settings, engine = embedder.bundle, embedder.settings, embedder.client.engine
+    bundle, settings, engine = embedder.model.bundle, embedder.settings, embedder.client.engine
     return json_response(
         orjson.dumps(
             {

@@ -1,4 +1,4 @@
-"""`GET /openapi.json`, and `GET /docs` with the same document as a page: bytes made once at start-up."""
+"""`GET /openapi.json`, and `GET /docs` with the same document as a page: bytes made once for each model."""
 
 from __future__ import annotations
 
@@ -22,18 +22,38 @@ HEADERS: Final = page_headers(
 
 
 class Documentation:
-    """The document and the page, made once: `json` and `html` are what is sent."""
+    """The document and the page of the model that is served."""
 
-    def __init__(self, settings: Settings, bundle: Bundle) -> None:
-        self.json = build_document(settings, bundle)
-        self.html = Page(orjson.loads(self.json), f"http://{settings.host}:{settings.port}").render().encode()
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bundle: Bundle | None = None
+        self._json = self._html = b""
+
+    def json(self, bundle: Bundle) -> bytes:
+        """OpenAPI 3.1."""
+        self._describe(bundle)
+        return self._json
+
+    def html(self, bundle: Bundle) -> bytes:
+        """The same for people."""
+        self._describe(bundle)
+        return self._html
+
+    def _describe(self, bundle: Bundle) -> None:
+        if bundle is not self._bundle:
+            self._json = build_document(self._settings, bundle)
+            url = f"http://{self._settings.host}:{self._settings.port}"
+            self._html = Page(orjson.loads(self._json), url).render().encode()
+            self._bundle = bundle
 
 
 async def document(request: Request) -> Response:
     """`GET /openapi.json`."""
-    return json_response(request.app.state.documentation.json)
+    state = request.app.state
+    return json_response(state.documentation.json(state.embedder.model.bundle))
 
 
 async def page(request: Request) -> Response:
     """`GET /docs`."""
-    return Response(request.app.state.documentation.html, headers=HEADERS, media_type="text/html")
+    state = request.app.state
+    return Response(state.documentation.html(state.embedder.model.bundle), headers=HEADERS, media_type="text/html")

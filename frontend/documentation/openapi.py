@@ -62,6 +62,7 @@ GIVEN_WITH_VECTORS: Final[Json] = {
     "x-tokenization-time": {"description": "Of these, until tokenized.", "required": True, "schema": MILLISECONDS},
     "x-queue-time": {"description": "Milliseconds in the queue.", "required": True, "schema": MILLISECONDS},
     "x-inference-time": {"description": "Milliseconds in the model.", "required": True, "schema": MILLISECONDS},
+    "x-model": {"description": "The model whose vectors these are.", "required": True, "schema": {"type": "string"}},
     "x-truncated-texts": {"description": "How many texts were cut, if any was.", "schema": WHOLE},
     "x-cache": {"description": "Whether vectors came from the cache.", "schema": {"type": "string"}},
     "x-embedding-shape": {

@@ -30,7 +30,7 @@ from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRu
 EPOCH = Epoch(77)
 ROWS = 64
 FAR = 2**62
-WELCOME = Welcome(model="sum", fingerprint="f", rows=ROWS, dim=2, device="cpu", precision="exact")
+WELCOME = Welcome(model="sum", digest="f", folder="/b", rows=ROWS, dim=2, device="cpu", precision="exact")
 
 
 class Frontend:

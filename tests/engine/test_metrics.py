@@ -13,7 +13,7 @@ from ipc.messages import Priority, Welcome
 from ipc.slab import Epoch
 
 ROWS = 16
-WELCOME = Welcome(model="a/model", fingerprint="f", rows=ROWS, dim=2, device="cpu", precision="fp32")
+WELCOME = Welcome(model="a/model", digest="f", folder="/b", rows=ROWS, dim=2, device="cpu", precision="fp32")
 MS = 1_000_000
 
 

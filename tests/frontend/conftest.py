@@ -12,8 +12,10 @@ import pytest
 from frontend.app import create_app
 from frontend.client import EngineClient
 from ipc.bundle import Bundle
-from tests.frontend.peer import FINGERPRINT, EnginePeer, StartClient, StartPeer
+from tests.frontend.peer import DIGEST, EnginePeer, StartClient, StartPeer, refuse
 from tests.frontend.served import KEY, drawn_engine, serving, small_bounds
+
+BOUNDS = {"most_flights": 1000, "most_held": 1000, "grace_s": 30.0, "stall_s": 30.0}
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +47,9 @@ async def start_peer(run_dir: Path) -> AsyncIterator[StartPeer]:
 async def start_client(run_dir: Path) -> AsyncIterator[StartClient]:
     clients: list[EngineClient] = []
 
-    def start(
-        *,
-        fingerprint: str = FINGERPRINT,
-        most_flights: int = 1000,
-        most_held: int = 1000,
-        grace_s: float = 30.0,
-        stall_s: float = 30.0,
-    ) -> EngineClient:
-        clients.append(
-            EngineClient(
-                run_dir, fingerprint, most_flights=most_flights, most_held=most_held, grace_s=grace_s, stall_s=stall_s
-            )
-        )
+    def start(**options: Any) -> EngineClient:
+        given: dict[str, Any] = {"digest": DIGEST, "adopt": refuse, **BOUNDS, **options}
+        clients.append(EngineClient(run_dir, **given))
         return clients[-1]
 
     yield start
@@ -77,7 +69,7 @@ async def http(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 @pytest.fixture
 async def peer(start_peer: StartPeer, bundle: Bundle) -> EnginePeer:
     """An engine for the real bundle that answers only what a test tells it to."""
-    return start_peer(fingerprint=bundle.fingerprint, dim=bundle.dim)
+    return start_peer(digest=bundle.digest, dim=bundle.dim)
 
 
 @pytest.fixture

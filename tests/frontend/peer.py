@@ -17,11 +17,12 @@ from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from ipc import messages
+from ipc.errors import StartError
 from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
 from ipc.slab import FREE, Epoch, Row, Slab, remove_slabs
 from ipc.sockets import Context, Socket, bind_engine, frontend_id, routing_id
 
-FINGERPRINT = "the right model"
+DIGEST = "the right model"
 ROWS, DIM = 64, 8
 WAIT_NS, COMPUTE_NS = 3_000_000, 5_000_000
 PATIENCE_SECONDS = 20.0
@@ -67,16 +68,28 @@ def vector(text: Sequence[int] | Ids, dim: int = DIM) -> Row:
     return np.asarray(drawn / np.linalg.norm(drawn), np.float32)
 
 
+async def refuse(engine: Welcome) -> None:
+    """For front ends that have one model and no other."""
+    raise StartError("It is not there.")
+
+
 class EnginePeer:
     """One life of an engine. Everything it was sent is kept in order of arrival."""
 
     def __init__(
-        self, run_dir: Path, *, fingerprint: str = FINGERPRINT, rows: int = ROWS, dim: int = DIM, welcomes: bool = True
+        self,
+        run_dir: Path,
+        *,
+        digest: str = DIGEST,
+        folder: str = "",
+        rows: int = ROWS,
+        dim: int = DIM,
+        welcomes: bool = True,
     ) -> None:
         remove_slabs(run_dir)
         self.epoch = Epoch(next(_epochs))
         self.slab = Slab.create(run_dir, self.epoch, rows, dim)
-        self.welcome = Welcome("peer", fingerprint, rows, dim, "cpu", "fp32")
+        self.welcome = Welcome("peer", digest, folder, rows, dim, "cpu", "fp32")
         self.welcomes = welcomes
         self.log: list[Type] = []
         self.frontends: list[int] = []
@@ -210,6 +223,4 @@ class StartPeer(Protocol):
 class StartClient(Protocol):
     """The fixture that starts clients and closes them."""
 
-    def __call__(
-        self, *, fingerprint: str = FINGERPRINT, most_flights: int = 1000, grace_s: float = 30.0
-    ) -> EngineClient: ...
+    def __call__(self, **options: Any) -> EngineClient: ...

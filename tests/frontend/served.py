@@ -80,7 +80,7 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     lanes = Lanes(DrawnRunner(length), slab.rows, lambda: os.eventfd_write(wake_fd, 1))
     context: Context = zmq.Context()
-    welcome = Welcome(bundle.id, bundle.fingerprint, SLAB_ROWS, bundle.dim, "cpu", "fp32")
+    welcome = Welcome(bundle.id, bundle.digest, str(bundle.folder), SLAB_ROWS, bundle.dim, "cpu", "fp32")
     engine = Engine(
         router=bind_engine(context, run_dir),
         scheduler=Scheduler(Limits(rows=BATCH_ROWS, tokens=1 << 20, max_wait=1_000_000, queue_items=1000)),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from frontend.cache import ENTRY_BYTES, CachedEngine, VectorCache
 from ipc.errors import PoisonRequest
 from ipc.messages import Priority
-from tests.frontend.peer import DIM, FINGERPRINT, expected, ids, start_call
+from tests.frontend.peer import DIGEST, DIM, expected, ids, start_call
 from tests.frontend.test_client_schedules import MOST_DEATHS, STEPS, Asked, Schedule, run_alone
 
 TEXTS = [ids(101, n, 102) for n in range(7)]
@@ -26,7 +26,7 @@ class SharedSchedule(Schedule):
         super().__init__(run_dir, random)
         # The numbers of the texts that are only once asked for begin behind the others.
         self.number = len(TEXTS)
-        self.cached = CachedEngine(self.client, VectorCache(KEPT * (4 * DIM + ENTRY_BYTES)), FINGERPRINT)
+        self.cached = CachedEngine(self.client, VectorCache(KEPT * (4 * DIM + ENTRY_BYTES)), DIGEST)
         self.deaths: Counter[int] = Counter()
         self.asked = 0
 

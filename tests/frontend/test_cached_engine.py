@@ -24,8 +24,8 @@ from ipc.errors import (
 from ipc.messages import Priority, Status
 from ipc.slab import Row, slab_file
 from tests.frontend.peer import (
+    DIGEST,
     DIM,
-    FINGERPRINT,
     TEXTS,
     EnginePeer,
     StartClient,
@@ -47,8 +47,8 @@ Cached = Callable[..., CachedEngine]
 
 @pytest.fixture
 async def cached(start_client: StartClient) -> Cached:
-    def start(most_bytes: int = 1 << 20, fingerprint: str = FINGERPRINT, grace_s: float = 30.0) -> CachedEngine:
-        return CachedEngine(start_client(grace_s=grace_s), VectorCache(most_bytes), fingerprint)
+    def start(most_bytes: int = 1 << 20, digest: str = DIGEST, grace_s: float = 30.0) -> CachedEngine:
+        return CachedEngine(start_client(grace_s=grace_s), VectorCache(most_bytes), digest)
 
     return start
 
@@ -467,7 +467,7 @@ async def test_a_client_without_a_cache_shares_nothing(start_peer: StartPeer, st
 async def test_a_closed_cache_keeps_nothing_more(start_peer: StartPeer, start_client: StartClient) -> None:
     peer, client = start_peer(), start_client()
     cache = VectorCache(1 << 20)
-    engine = CachedEngine(client, cache, FINGERPRINT)
+    engine = CachedEngine(client, cache, DIGEST)
     await engine.close()
     await known(engine, peer)
     assert len(cache) == 0

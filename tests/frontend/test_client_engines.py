@@ -19,7 +19,7 @@ from ipc.liveness import living_frontends
 from ipc.messages import MAGIC, VERSION, Priority, Status, Type
 from ipc.slab import Epoch, remove_slabs
 from tests.frontend.peer import (
-    FINGERPRINT,
+    DIGEST,
     ROWS,
     TEXTS,
     EnginePeer,
@@ -28,6 +28,7 @@ from tests.frontend.peer import (
     eventually,
     expected,
     mappings,
+    refuse,
     start_call,
     works,
 )
@@ -164,10 +165,10 @@ async def test_the_grace_begins_again_with_each_loss(start_peer: StartPeer, star
 async def test_an_engine_of_another_model_is_refused_until_the_right_one_comes(
     start_peer: StartPeer, start_client: StartClient
 ) -> None:
-    wrong, client = start_peer(fingerprint="another"), start_client()
-    with pytest.raises(EngineUnavailable, match="another model"):
+    wrong, client = start_peer(digest="another"), start_client()
+    with pytest.raises(EngineUnavailable, match="cannot load"):
         await start_call(client, TEXTS)
-    with pytest.raises(EngineUnavailable, match="another model"):
+    with pytest.raises(EngineUnavailable, match="cannot load"):
         client.embed(TEXTS, bytes, deadline_ns=0, priority=messages.Priority.BULK).send(None)
     assert (wrong.texts, client.engine) == ([], None)
     wrong.die()
@@ -181,8 +182,8 @@ async def test_texts_in_flight_fail_when_the_model_changes(start_peer: StartPeer
     call = start_call(client, TEXTS)
     await right.received(5)
     right.die()
-    wrong = start_peer(fingerprint="another")
-    with pytest.raises(EngineUnavailable, match="another model"):
+    wrong = start_peer(digest="another")
+    with pytest.raises(EngineUnavailable, match="cannot load"):
         await call
     assert not wrong.texts
 
@@ -370,7 +371,7 @@ def open_files(run_dir: Path) -> set[str]:
 async def test_close_leaves_nothing_behind(start_peer: StartPeer, run_dir: Path, engines: int) -> None:
     gc.collect()
     before = open_files(run_dir)
-    client = EngineClient(run_dir, FINGERPRINT, most_flights=9, most_held=9, grace_s=9, stall_s=9)
+    client = EngineClient(run_dir, DIGEST, refuse, most_flights=9, most_held=9, grace_s=9, stall_s=9)
     opened = open_files(run_dir) - before
     for _ in range(engines):
         peer = start_peer()

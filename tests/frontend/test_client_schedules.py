@@ -17,7 +17,7 @@ from frontend.client import EngineClient
 from frontend.flight import Call
 from ipc.errors import PoisonRequest
 from ipc.messages import Ids
-from tests.frontend.peer import FINGERPRINT, EnginePeer, Text, eventually, expected, ids, start_call
+from tests.frontend.peer import DIGEST, EnginePeer, Text, eventually, expected, ids, refuse, start_call
 
 MOST_DEATHS = 3
 ROWS = 1024
@@ -40,7 +40,9 @@ class Schedule:
     def __init__(self, run_dir: Path, random: Random) -> None:
         self.run_dir = run_dir
         self.random = random
-        self.client = EngineClient(run_dir, FINGERPRINT, most_flights=10_000, most_held=10_000, grace_s=60, stall_s=60)
+        self.client = EngineClient(
+            run_dir, DIGEST, refuse, most_flights=10_000, most_held=10_000, grace_s=60, stall_s=60
+        )
         self.peer = EnginePeer(run_dir, rows=ROWS)
         self.calls: list[Asked] = []
         self.unanswered: list[Text] = []

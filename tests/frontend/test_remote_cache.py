@@ -19,8 +19,8 @@ from frontend.remote_cache import PREFIX, RemoteCache
 from ipc.errors import DeadlineExceeded
 from perf.redis_server import RedisServer
 from tests.frontend.peer import (
+    DIGEST,
     DIM,
-    FINGERPRINT,
     TEXTS,
     EnginePeer,
     StartClient,
@@ -99,7 +99,7 @@ async def front(new_remote: Callable[[], RemoteCache], start_client: StartClient
     """Front ends with one Redis, each with a cache of its own."""
 
     def new() -> CachedEngine:
-        return CachedEngine(start_client(), VectorCache(1 << 20), FINGERPRINT, new_remote())
+        return CachedEngine(start_client(), VectorCache(1 << 20), DIGEST, new_remote())
 
     return new
 

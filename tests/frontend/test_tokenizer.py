@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -73,16 +73,11 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
 
 
 @pytest.fixture
-def make(bundle: Bundle) -> Iterator[Make]:
-    made: list[Tokenizer] = []
-
+def make(bundle: Bundle) -> Make:
     def of(max_tokens: int, max_chars: int = MAX_CHARS) -> Tokenizer:
-        made.append(Tokenizer(bundle.path(TOKENIZER), max_tokens, max_chars))
-        return made[-1]
+        return Tokenizer(bundle.path(TOKENIZER), max_tokens, max_chars)
 
-    yield of
-    for tokenizer in made:
-        tokenizer.close()
+    return of
 
 
 def whole(bundle: Bundle, max_tokens: int, side: Side = "right") -> Library:
@@ -125,11 +120,10 @@ Pair = tuple[Tokenizer, dict[Side, Library]]
 
 
 @pytest.fixture(scope="module", params=[3, 8, 64])
-def pair(bundle: Bundle, request: pytest.FixtureRequest) -> Iterator[Pair]:
+def pair(bundle: Bundle, request: pytest.FixtureRequest) -> Pair:
     """Ours, and the library truncating the whole text, which is what ours must equal."""
     ours = Tokenizer(bundle.path(TOKENIZER), request.param, 10**6)
-    yield ours, {side: whole(bundle, request.param, side) for side in SIDES}
-    ours.close()
+    return ours, {side: whole(bundle, request.param, side) for side in SIDES}
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -49,7 +49,7 @@ def test_bytes_are_pinned(name: str) -> None:
 
 
 def test_welcome_carries_the_model_and_the_slab() -> None:
-    welcome = Welcome(model="m", fingerprint="f", rows=8, dim=4, device="cpu", precision="fp32")
+    welcome = Welcome(model="m", digest="f", folder="/b", rows=8, dim=4, device="cpu", precision="fp32")
     frame = messages.welcome(welcome, EPOCH)
     assert messages.parse_header(frame) == Header(Type.WELCOME, 0, 0, EPOCH)
     assert messages.parse_welcome(frame) == welcome
