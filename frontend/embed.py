@@ -95,6 +95,10 @@ class Embedder:
         self._engine = cache or client
         self._cl100k = cl100k
 
+    def close(self) -> None:
+        """Tokenize nothing more."""
+        self.model.tokenizer.close()
+
     async def adopt(self, engine: Welcome) -> None:
         """Read texts for this engine's model from now on. Raises StartError where it cannot be loaded."""
         self.model = await asyncio.to_thread(Model.of_engine, engine, self.settings)

@@ -54,5 +54,5 @@ async def open_embedder(
             cache = CachedEngine(client, VectorCache(settings.cache_mb << 20), model.origin, remote)
             ends.push_async_callback(cache.close)
         embedder = Embedder(settings, model, client, Admission(limiter, settings), cache, cl100k)
-        ends.callback(lambda: embedder.model.tokenizer.close())
+        ends.callback(embedder.close)
         yield embedder

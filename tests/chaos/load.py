@@ -46,6 +46,8 @@ class Load:
     `bits` has the texts to send and the vector each must get. A request that is open when the block ends is waited
     for, so one that hangs is noticed. Each client rests up to `pause` seconds between requests, so that the server is
     busy but keeps up. `fresh` opens a new connection for each request. `refused` counts vain attempts to connect.
+    `others` has what `bits` has for models that may be served meanwhile, by their names; their answers' verdict is
+    "right for" the name.
     """
 
     port: int
@@ -54,6 +56,7 @@ class Load:
     seed: int = 0
     pause: float = 0.4
     fresh: bool = False
+    others: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     ports: set[int] = field(default_factory=set)
     refused: int = 0
@@ -129,7 +132,11 @@ class Load:
 
     def _judge(self, texts: list[str], answer: Answer) -> str:
         if answer.status == 200:
-            return "right" if openai_bits(answer) == [self.bits[text] for text in texts] else "wrong"
+            model = answer.json()["model"]
+            assert answer.headers["x-model"] == model
+            bits = self.others.get(model, self.bits)
+            is_right = openai_bits(answer) == [bits[text] for text in texts]
+            return "wrong" if not is_right else f"right for {model}" if model in self.others else "right"
         error = answer.json()["error"]
         if answer.status == 503 and answer.headers.get("retry-after") and error["code"] == "engine_unavailable":
             return "503"

@@ -14,9 +14,9 @@ import pytest
 
 from frontend.client import EngineClient
 from ipc import messages
-from ipc.errors import EngineUnavailable, PoisonRequest
+from ipc.errors import EngineUnavailable, ModelChanged, PoisonRequest
 from ipc.liveness import living_frontends
-from ipc.messages import MAGIC, VERSION, Priority, Status, Type
+from ipc.messages import MAGIC, VERSION, Priority, Status, Type, Welcome
 from ipc.slab import Epoch, remove_slabs
 from tests.frontend.peer import (
     DIGEST,
@@ -186,6 +186,49 @@ async def test_texts_in_flight_fail_when_the_model_changes(start_peer: StartPeer
     with pytest.raises(EngineUnavailable, match="cannot load"):
         await call
     assert not wrong.texts
+
+
+async def test_an_engine_of_a_model_that_can_be_had_is_followed(
+    start_peer: StartPeer, start_client: StartClient
+) -> None:
+    adopted: list[str] = []
+
+    async def adopt(engine: Welcome) -> None:
+        await asyncio.sleep(0)
+        adopted.append(engine.digest)
+
+    first, client = start_peer(), start_client(adopt=adopt)
+    await eventually(lambda: client.engine)
+    call = start_call(client, TEXTS)
+    await first.received(5)
+    first.die()
+    second = start_peer(digest="another")
+    with pytest.raises(ModelChanged):
+        await call
+    await works(client, second)
+    # What was asked of the first one never reaches the second.
+    assert len(second.texts) == 1
+    second.die()
+    await works(client, start_peer(digest="another"))
+    assert adopted == ["another"]
+
+
+async def test_an_engine_that_goes_while_its_model_is_loaded_is_not_joined(
+    start_peer: StartPeer, start_client: StartClient
+) -> None:
+    loading = asyncio.Event()
+
+    async def adopt(engine: Welcome) -> None:
+        loading.set()
+        await asyncio.Event().wait()
+
+    wrong, client = start_peer(digest="another"), start_client(adopt=adopt)
+    await loading.wait()
+    call = start_call(client, TEXTS)
+    wrong.die()
+    right = await start_peer().joined()
+    right.answer(*await right.received(5))
+    assert (await call).parts == expected(TEXTS)
 
 
 @pytest.mark.parametrize("fault", ["gone", "size"])
