@@ -88,8 +88,8 @@ def slab_mappings(pid: int) -> list[str]:
 
 
 def slab_files(run_dir: Path) -> list[str]:
-    """The slab files there are."""
-    return sorted(str(path) for path in run_dir.glob("slab-*"))
+    """The slab files there are, of those that are mapped."""
+    return sorted(str(path) for path in run_dir.glob("slab-*") if path.suffix != ".lock")
 
 
 def lease_holders(run_dir: Path) -> set[int]:
