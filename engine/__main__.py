@@ -20,12 +20,14 @@ from engine.runners import open_runner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from engine.twins import Twins
+from engine.watchdog import Watchdog
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
 from ipc.metrics import counting
+from ipc.process import raise_descriptor_limit
 from ipc.settings import Settings, load_settings
 from ipc.slab import Epoch, Slab, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
@@ -40,6 +42,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging("engine", settings.log_level)
+        raise_descriptor_limit()
         run_dir = ensure_run_dir(settings.run_path)
         lock = ProcessLock.try_acquire(run_dir / ENGINE_LOCK)
         if lock is None:
@@ -82,6 +85,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
         device=runner.device,
         precision=runner.precision,
     )
+    watchdog = Watchdog(settings.engine_hang_ms * 1_000_000)
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
@@ -95,6 +99,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
         run_dir=run_dir,
         wake_fd=wake_fd,
         metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, settings.queue_items),
+        watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)
     log.info(
@@ -109,6 +114,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
     )
     engine.run()
     lanes.close()
+    watchdog.stop()
     context.destroy(linger=None)
     remove_slabs(run_dir)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
