@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 LINGER_SECONDS = 0.5
 PATIENT_SECONDS = 10.0
+# For the last answer's way to its client.
+ANSWER_SECONDS = 5.0
 # After SIGTERM; supervisord kills after 20.
 STOP_GRACE_SECONDS = 15
 # What is not a client's connection: sockets of ZeroMQ and Redis, the listening socket, files.
@@ -81,7 +83,7 @@ class Server(uvicorn.Server):
 
     def restart(self, *_: int | FrameType | None) -> None:
         """End patiently; a signal's handler."""
-        self._leave(PATIENT_SECONDS, PATIENT_SECONDS + self._request_seconds)
+        self._leave(PATIENT_SECONDS, PATIENT_SECONDS + self._request_seconds + ANSWER_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End soon, also where a patient end has begun; a signal's handler."""

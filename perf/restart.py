@@ -93,7 +93,8 @@ def run_span(stack: Stack, requests: Sequence[bytes], schedule: Schedule, restar
         async with Generator(Target("127.0.0.1", stack.port, KEY), CONNECTIONS) as generator:
             under_way = None if restart_after is None else asyncio.ensure_future(restart(stack, restart_after))
             run = await generator.open(list(requests), schedule, warm_up=WARM_UP_SECONDS)
-            return run, None if under_way is None else await under_way
+        # A restart that takes longer than the span need not wait for its connections as well.
+        return run, None if under_way is None else await under_way
 
     run, took = uvloop.run(load())
     return Span(run.report, took)

@@ -55,7 +55,10 @@ class Restart:
             yield old, self._wait_serving(old), time.monotonic() - began
 
     def _check_others(self, old: Process) -> None:
-        if not serving_pids(self._run_dir) - {old.pid}:
+        serving = serving_pids(self._run_dir)
+        if not serving:
+            raise StartError("No front end has an engine now, so none is restarted: the server's output says why.")
+        if serving == {old.pid}:
             raise StartError(
                 f"{old.full_name} is the only front end that serves, so its restart would refuse connections: "
                 "set EMBEDLANE_FRONTENDS to 2 or more and start the server anew."

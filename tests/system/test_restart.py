@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ipc.bundle import TOKENIZER, Bundle
+from ipc.liveness import serving_pids
 from perf.stack import ROOT, Stack
 from tests.chaos.load import Load
 from tests.system.processes import is_tidy, wait_for
@@ -77,35 +78,39 @@ def spoiled(bundle: Bundle, tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        (f"bundle/{TOKENIZER}", "the last line of the server's output says why"),
-        ("sabotage", "it ends again and again; the server's output says why"),
-    ],
-)
-def test_a_front_end_that_cannot_start_leaves_the_others(
-    spoiled: Stack, tmp_path: Path, name: str, reason: str
-) -> None:
-    first, second = spoiled.pids("frontend")
-    fault = tmp_path / name
-    is_there = fault.exists()
-    fault.rename(tmp_path / "kept") if is_there else fault.touch()
-    done = restart(spoiled)
+def test_a_front_end_that_cannot_start_leaves_the_others(spoiled: Stack, tmp_path: Path) -> None:
+    tokenizer, sabotage = tmp_path / "bundle" / TOKENIZER, tmp_path / "sabotage"
+    tokenizer.rename(tmp_path / "kept")
+    leaves_the_others(spoiled, "the last line of the server's output says why")
+    (tmp_path / "kept").rename(tokenizer)
+    starts_all(spoiled)
+    sabotage.touch()
+    leaves_the_others(spoiled, "it ends again and again; the server's output says why")
+    sabotage.unlink()
+    starts_all(spoiled)
+
+
+def leaves_the_others(stack: Stack, reason: str) -> None:
+    """A restart while there is a fault ends with the first front end, and the server goes on."""
+    _, second = stack.pids("frontend")
+    done = restart(stack)
     assert (done.returncode, done.stdout) == (CANNOT_START, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"embedlane: frontend:0 cannot start ({reason}), so it is left stopped")
-    assert spoiled.pids("frontend") == [second]
-    assert spoiled.status("/ready") == 200, "the server goes on"
-    # The fault is mended.
-    (tmp_path / "kept").rename(fault) if is_there else fault.unlink()
-    done = restart(spoiled)
+    assert stack.pids("frontend") == [second]
+    assert stack.status("/ready") == 200
+
+
+def starts_all(stack: Stack) -> None:
+    """One once the fault is mended starts the one that does not run, and then restarts the other."""
+    (second,) = stack.pids("frontend")
+    done = restart(stack)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split(" → ")[0] for line in done.stdout.splitlines()] == [
         "frontend:0   not running",
         f"frontend:1   pid {second}",
     ]
-    assert not {first, second} & set(spoiled.pids("frontend"))
+    assert second not in stack.pids("frontend")
 
 
 def test_one_front_end_alone_is_left_alone() -> None:
@@ -116,6 +121,9 @@ def test_one_front_end_alone_is_left_alone() -> None:
         assert "frontend:0 is the only front end that serves" in done.stderr
         assert "EMBEDLANE_FRONTENDS to 2" in done.stderr
         assert stack.pids("frontend") == before
+        with stack.without_engine():
+            wait_for(lambda: not serving_pids(stack.run_dir), "it has noticed")
+            assert "No front end has an engine now" in restart(stack).stderr
 
 
 @pytest.mark.parametrize("left", [[], ["supervisor.sock"]], ids=["no run directory", "what a crash left"])
