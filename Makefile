@@ -11,17 +11,21 @@ CODE := ipc frontend engine tools perf monitoring tests examples
 TORCH := torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: serve test test-export test-programs test-containers bench bench-full load-test check format lock clean
+.PHONY: serve restart test test-export test-programs test-containers bench bench-full load-test check format lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
 
+# All front ends of the server that runs with these settings, one after the other, without a failed request.
+restart: $(VENV)/$(EXTRA).stamp
+	@$(BIN)/python -m tools.restart
+
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
 
-# Needs Debian's packages prometheus and chromium; .ci/run installs them.
+# Needs Debian's packages prometheus, chromium, logrotate and systemd; .ci/run installs them.
 test-programs: $(VENV)/dev.stamp
-	@$(BIN)/python -m pytest tests/monitoring tests/browser
+	@$(BIN)/python -m pytest tests/monitoring tests/browser tests/deploy
 
 test-export: $(EXPORT_VENV)/export.stamp
 	@$(EXPORT_VENV)/bin/python -m pytest tests/export

@@ -24,6 +24,7 @@ from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from engine.turn import await_turn
 from engine.twins import Twins
+from engine.watchdog import Watchdog
 from ipc.bundle import Bundle, load_bundle, locate_bundle
 from ipc.choice import as_chosen
 from ipc.errors import StartError
@@ -31,6 +32,7 @@ from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
 from ipc.metrics import counting
+from ipc.process import raise_descriptor_limit
 from ipc.settings import Settings, load_settings
 from ipc.slab import Epoch, Slab, new_epoch, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
@@ -45,6 +47,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging("engine", settings.log_level)
+        raise_descriptor_limit()
         run_dir = ensure_run_dir(settings.run_path)
         with new_epoch(run_dir) as epoch:
             run(as_chosen(settings), run_dir, epoch)
@@ -111,6 +114,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         queue_items=settings.queue_items,
         mixes_lengths=runner.mixes_lengths,
     )
+    watchdog = Watchdog(settings.engine_hang_ms * 1_000_000)
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
@@ -124,11 +128,13 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         run_dir=run_dir,
         wake_fd=wake_fd,
         metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items),
+        watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)
     log.info("ready", extra={"model": bundle.id})
     engine.run()
     lanes.close()
+    watchdog.stop()
     context.destroy(linger=None)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
 

@@ -61,13 +61,24 @@ class Lanes:
         self._wake = wake
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
         self._done: deque[Batch] = deque()
-        self.busy = 0
+        # Those that run, or whose end nobody has collected: their first row, and when they started.
+        self._running: dict[int, int] = {}
         self.run_cpu_ns = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"lane-{n}", daemon=True) for n in range(runner.lanes)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def busy(self) -> int:
+        """How many batches run."""
+        return len(self._running)
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest of the batches that run started."""
+        return min(self._running.values(), default=None)
 
     @property
     def free(self) -> bool:
@@ -82,7 +93,7 @@ class Lanes:
     def start(self, batch: Batch) -> None:
         """Give a batch to a lane that is free; a brief one that is alone has run when this returns."""
         assert self.free, "this is a bug: a batch was formed with no lane to run it"
-        self.busy += 1
+        self._running[batch.first] = batch.started
         if batch.alone and self._is_wide and batch.tokens <= BRIEF_TOKENS:
             self._run(batch)
             self._done.append(batch)
@@ -93,8 +104,9 @@ class Lanes:
         """Batches that ended since the last call."""
         done = []
         while self._done:
-            done.append(self._done.popleft())
-        self.busy -= len(done)
+            batch = self._done.popleft()
+            del self._running[batch.first]
+            done.append(batch)
         return done
 
     def copy_row(self, source: int, target: int) -> None:

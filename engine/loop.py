@@ -17,6 +17,7 @@ from engine.metrics import EngineMetrics
 from engine.outcomes import NO_ROW, Counters, Outcome, Outcomes
 from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
+from engine.watchdog import Watchdog
 from ipc import messages
 from ipc.errors import MalformedFrame
 from ipc.liveness import frontend_lives, living_frontends
@@ -62,9 +63,11 @@ class Engine:
         run_dir: Path,
         wake_fd: int,
         metrics: EngineMetrics,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self.counters = Counters()
         self._metrics = metrics
+        self._watchdog = watchdog
         self._router = router
         self._scheduler = scheduler
         self._lanes = lanes
@@ -105,9 +108,12 @@ class Engine:
             self._receive()
             self._publish()
             self._dispatch()
-            if time.monotonic_ns() >= self._bury_at:
-                self._bury_at = time.monotonic_ns() + BURY_EVERY_NS
+            now = time.monotonic_ns()
+            if now >= self._bury_at:
+                self._bury_at = now + BURY_EVERY_NS
                 self._bury()
+                if self._watchdog is not None:
+                    self._watchdog.tend(now, self._lanes.oldest)
                 self._metrics.refresh(self.counters, self._scheduler, self._slots, self._lanes.busy)
         log.info("stopped", extra=asdict(self.counters))
 

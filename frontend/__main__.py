@@ -7,6 +7,9 @@ as one of them runs: supervisord closes the socket with the last, which is why t
 
 from __future__ import annotations
 
+import frontend.calm  # noqa: F401 - first: it loads what is imported below
+
+# isort: split
 import gc
 import os
 import socket
@@ -17,6 +20,7 @@ import uvicorn
 
 from frontend.app import create_app
 from frontend.auth import load_or_make_key
+from frontend.drain import Server
 from frontend.protocol import Protocol
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.choice import as_chosen
@@ -24,10 +28,10 @@ from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.metrics import counting
+from ipc.process import raise_descriptor_limit
 from ipc.settings import Settings, load_settings
 
 BACKLOG = 2048
-STOP_GRACE_SECONDS = 15
 # Longer than the 60 s after which common load balancers give up an idle connection, so that they close first.
 KEEP_ALIVE_SECONDS = 75
 
@@ -39,6 +43,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging("frontend", settings.log_level)
+        raise_descriptor_limit()
         with counting(ensure_run_dir(settings.run_path), "frontend") as process:
             return serve(settings, process)
     except StartError as error:
@@ -65,10 +70,9 @@ def serve(settings: Settings, process: str) -> int:
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
     calm_collector()
-    server = uvicorn.Server(config)
+    server = Server(config, settings.request_timeout_ms / 1e3)
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ipc.liveness import FrontendIdentity
 from ipc.messages import Welcome
 from ipc.slab import FREE, Epoch, Slab
 from ipc.sockets import Context, connect_frontend
+
+log = logging.getLogger(__name__)
 
 # Bound on one turn's reading, so that replies cannot keep the loop from its other work.
 RECEIVE_BUDGET = 64
@@ -74,6 +77,10 @@ class Link:
         """Map the slab that a WELCOME announces. Raises what `Slab.attach` raises."""
         self._slab = Slab.attach(self._run_dir, epoch, engine.rows, engine.dim)
         self.epoch = epoch
+        try:
+            self._identity.announce()
+        except OSError as error:
+            log.error("not seen by tools.restart: free memory in the run directory", extra={"reason": str(error)})
 
     def send(self, frame: bytes) -> bool:
         """False where the connection is gone or takes no more for now."""

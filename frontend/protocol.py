@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import typing
 from typing import Any, cast
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MOST_HEAD_BYTES = 64 << 10
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -18,8 +19,14 @@ CONTINUE = b"HTTP/1.1 100 "
 CONNECTION_LOST = "embedlane.connection_lost"
 # The ASGI extension that holds the connection itself, as a `Wire`.
 WIRE = "embedlane.wire"
-# A connection that is idle when the front end stops may have a request on its way: it is waited for this long.
-LINGER_SECONDS = 0.5
+
+
+class Room(typing.Protocol):
+    """What a connection asks of its server."""
+
+    is_leaving: bool
+
+    def has_room(self) -> bool: ...  # noqa: D102 - see Protocol
 
 
 class Wire(typing.Protocol):
@@ -76,6 +83,9 @@ class Protocol(HttpToolsProtocol):
         self._is_in_head = True
         self._head_bytes = 0
         self._is_leaving = False
+        self._server = cast(Room, self.server_state)
+        # The request whose answer was made the connection's last, against its client's wish.
+        self._last: RequestResponseCycle | None = None
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._extensions: dict[str, dict[Any, Any]] = {
             CONNECTION_LOST: {"future": self._lost},
@@ -109,14 +119,41 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._lost.set_result(None)
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Close one that is too many; one that is accepted when the server stops is its client's last here."""
+        super().connection_made(transport)
+        if not self._server.has_room():
+            transport.close()
+        elif self._server.is_leaving:
+            self.shutdown()
+
     def shutdown(self) -> None:
-        """Let a request that is on its way have its answer, the connection's last."""
-        # There is no cycle before the first request, whatever uvicorn's annotation says.
-        if not getattr(self.cycle, "response_complete", True):
-            super().shutdown()
-            return
+        """Let a request that is on its way have its answer, the connection's last; what is idle is closed later."""
         self._is_leaving = True
-        self.loop.call_later(LINGER_SECONDS, super().shutdown)
+        if not self._is_answered():
+            self._make_last()
+
+    def close_if_idle(self) -> None:
+        """End a connection that brings no request and waits for no answer."""
+        if self._is_answered() and not self._head_bytes and not self._has_unread():
+            self.transport.close()
+
+    def _is_answered(self) -> bool:
+        # There is no cycle before the first request, whatever uvicorn's annotation says.
+        return getattr(self.cycle, "response_complete", True)
+
+    def _has_unread(self) -> bool:
+        """Whether the kernel has bytes that the loop has not come to: closing now would lose a request."""
+        poller = select.poll()
+        poller.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+
+    def _make_last(self) -> None:
+        """Have the answer to the newest request say that it is the last, and that of no other."""
+        if self._last is not None and not self._last.response_started:
+            self._last.keep_alive = True
+        self._last = self.cycle if self.cycle.keep_alive else None
+        self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         """Count what comes while a head is incomplete; a message that ends within `data` sets the count to 0."""
@@ -140,7 +177,7 @@ class Protocol(HttpToolsProtocol):
         if self.scope["method"] != "HEAD":
             self.cycle.transport = cast(asyncio.Transport, OneWrite(self.transport))
         if self._is_leaving:
-            self.cycle.keep_alive = False
+            self._make_last()
 
     def on_message_complete(self) -> None:
         """What comes next is a head again."""

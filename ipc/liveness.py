@@ -46,6 +46,10 @@ class ProcessLock:
                 return cls(path, descriptor)
             os.close(descriptor)
 
+    def sign(self) -> None:
+        """Write this process's id into the file. Raises OSError where there is no memory for that."""
+        os.pwrite(self._descriptor, b"%d" % os.getpid(), 0)
+
     def release(self) -> None:
         """Remove the file, then let go of the lock: in this order nobody sees a file that is free but wanted."""
         self.path.unlink(missing_ok=True)
@@ -77,6 +81,10 @@ class FrontendIdentity:
             if lock is not None:
                 break
         self._lock = lock
+
+    def announce(self) -> None:
+        """Say which process this is, now that an engine has welcomed it. Raises OSError in a full run directory."""
+        self._lock.sign()
 
     def release(self) -> None:
         """Declare this front end dead: the engine takes its rows back."""
@@ -118,6 +126,18 @@ def living_frontends(run_dir: Path) -> set[int]:
         else:
             lock.release()
     return living
+
+
+def serving_pids(run_dir: Path) -> set[int]:
+    """The front ends that an engine has welcomed, by the ids of their processes where they were started."""
+    return {pid for path in run_dir.glob("frontend-*.lock") if (pid := _signature(path)) and is_held(path)}
+
+
+def _signature(path: Path) -> int:
+    try:
+        return int(path.read_bytes() or b"0")
+    except FileNotFoundError:
+        return 0
 
 
 def ensure_run_dir(path: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -18,3 +20,11 @@ def cpu_seconds() -> float:
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, shared pages with it."""
     return int(_STATM.read_bytes().split()[1]) * _PAGE
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many open files as its hard limit does: the soft one is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Refused where the hard limit is above what the kernel has come to allow.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

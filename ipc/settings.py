@@ -109,6 +109,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine_stall_ms: Annotated[
         int, Meta(ge=100, le=600_000, description="an engine that answers nothing for so long is done without")
     ] = 10_000
+    engine_hang_ms: Annotated[
+        int,
+        Meta(ge=1000, le=3_600_000, description="an engine that hangs for so long, or a batch of it, is killed"),
+    ] = 30_000
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 8 << 20
     max_inputs: Annotated[int, Meta(ge=1, description="most texts in a request")] = 2048
     max_chars: Annotated[

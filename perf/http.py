@@ -16,6 +16,7 @@ import orjson
 # An answer that never came: the connection broke, or its head could not be read.
 BROKEN: Final = 0
 _HEAD_END: Final = b"\r\n\r\n"
+_CLOSE: Final = b"\r\nconnection: close"
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
@@ -43,8 +44,8 @@ class Connection(asyncio.Protocol):
     """One keep-alive connection with at most one request under way.
 
     `on_answer` gets the connection and, on it: `status` (BROKEN where there was none), `head` and `body` as they came
-    at `answered_ns`, `number` and `from_ns` as they were given to `send`. Whoever gets BROKEN opens the connection
-    anew, with `open`.
+    at `answered_ns`, `number` and `from_ns` as they were given to `send`. Whoever gets one that `is_over`
+    opens it anew, with `open`.
     """
 
     __slots__ = (
@@ -81,6 +82,9 @@ class Connection(asyncio.Protocol):
         """Connect, for the first time or again. Raises OSError."""
         self._chunks.clear()
         self._missing = -1
+        if self._to is not None:
+            # Before its end is told, which would be taken for the next one's.
+            self._to.abort()
         await asyncio.get_running_loop().create_connection(lambda: self, target.host, target.port)
 
     def send(self, request: bytes, number: int, from_ns: int = 0) -> None:
@@ -90,6 +94,11 @@ class Connection(asyncio.Protocol):
         self.number = number
         self.from_ns = from_ns or time.monotonic_ns()
         self._to.write(request)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there was no answer, or it said that it is the connection's last."""
+        return self.status == BROKEN or _CLOSE in self.head
 
     def close(self) -> None:
         """Hang up; no answer is reported any more."""

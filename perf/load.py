@@ -18,7 +18,7 @@ from typing import Self
 import msgspec
 import uvloop
 
-from perf.http import BROKEN, Connection, Target, build_request
+from perf.http import Connection, Target, build_request
 from perf.loops import ClosedLoop, OpenLoop, Window
 from perf.pacing import Schedule, make_schedule
 from perf.record import Check, Recorder, Run
@@ -74,7 +74,7 @@ class Generator:
 
     def _answered(self, connection: Connection) -> None:
         self.on_answer(connection)
-        if connection.status != BROKEN:
+        if not connection.is_over:
             self.on_ready(connection)
             return
         task = asyncio.ensure_future(self._reopen(connection))

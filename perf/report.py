@@ -61,6 +61,28 @@ def limits_table(data: dict[str, Any]) -> str:
     return table(("", "admit p50, us", "p99, us", "longest stall of the loop, ms"), rows)
 
 
+def restart_table(data: dict[str, Any]) -> str:
+    """Spans with and without a rolling restart."""
+    rows = []
+    for quiet, restarted in zip(data["quiet"], data["restarted"], strict=True):
+        for name, span in (("quiet", quiet), ("with a restart", restarted)):
+            report, took = span["report"], span["restart_seconds"]
+            times = report["latency_ms"] or {}
+            rows.append(
+                (
+                    name,
+                    f"{report['offered_rate']:.0f} / {report['achieved_rate']:.0f}",
+                    " / ".join(f"{times[part]:.1f}" for part in ("p50", "p99", "max") if part in times),
+                    str(report["dropped"] + sum(report["errors"].values())),
+                    "" if took is None else f"{took:.1f}",
+                    "; ".join(report["void"]) or "no",
+                )
+            )
+    head = ("", "offered / achieved, 1/s", "p50 / p99 / max, ms", "failed", "restart took, s", "void")
+    ratio = f"p99 with a restart, of the quiet one: {spread_text(data['p99_ratio'])}."
+    return f"{table(head, rows)}\n\nHalf of {data['capacity']:.0f} requests/s. {ratio}"
+
+
 def gateway_table(data: dict[str, Any]) -> str:
     """Limits over HTTP, hits of the cache, raw vectors."""
     limits = [
@@ -133,6 +155,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "micro": micro_table,
     "limits": limits_table,
     "gateway": gateway_table,
+    "restart": restart_table,
     "compare": compare_table,
     "gpu": gpu_table,
 }

@@ -38,7 +38,9 @@ from ipc.bundle import Precision
 from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.settings import PREFIX, Settings, load_settings
+from tools.notify import notify
 from tools.prepare import ensure_bundle
+from tools.processes import all_processes, cannot_go_on
 from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
@@ -182,6 +184,7 @@ def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Pa
     )
 
     def stop(*_: int | FrameType | None) -> None:
+        notify("STOPPING=1")
         supervisord.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -214,10 +217,12 @@ def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.
             return StartError.EXIT_CODE
         if not is_announced and _is_ready(url):
             is_announced = True
+            notify("READY=1")
             print(READY.format(model=settings.model, url=url, key=key), flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisord.wait(WATCH_SECONDS if is_announced else POLL_SECONDS)
-    return 0
+    # Nobody but us ends it in order: systemd starts anew what ended with another status.
+    return int(supervisord.returncode != 0)
 
 
 def _is_ready(url: str) -> bool:
@@ -229,15 +234,9 @@ def _is_ready(url: str) -> bool:
 
 
 def _cannot_start(run_dir: Path) -> bool:
-    """Whether a process has ended with exit status 3, after one clear line of its own, and no other has its place."""
+    """Whether there is no engine, or no front end, and there can be none."""
     with contextlib.suppress(OSError, Fault), supervisor(run_dir) as server:
-        processes = server.supervisor.getAllProcessInfo()
-        assert isinstance(processes, list)
-        failed = {
-            p["group"] for p in processes if p["statename"] == "EXITED" and p["exitstatus"] == StartError.EXIT_CODE
-        }
-        # Another engine than the one that serves may fail: what was to be handed over stays where it is.
-        return bool(failed - {p["group"] for p in processes if p["group"] == "engine" and p["pid"]})
+        return cannot_go_on(all_processes(server))
     return False
 
 

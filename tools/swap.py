@@ -10,17 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-from xmlrpc.client import ServerProxy
+from xmlrpc.client import Fault, ServerProxy
 
 from ipc.choice import Choice, read_choice, write_choice
 from ipc.errors import StartError
-from ipc.liveness import ENGINE_LOCK, STANDBY_LOCK, ProcessLock, is_held
+from ipc.liveness import ENGINE_LOCK, STANDBY_LOCK, is_held
 from ipc.settings import Settings, load_settings
 from tools.prepare import ensure_bundle
+from tools.processes import all_processes, one_process
+from tools.restart import alone, reached
 from tools.serve import graph_of, supervisor
 from tools.weights import ensure_weights
 
@@ -36,10 +36,11 @@ def main() -> int:
     given = parser.parse_args().model
     try:
         settings = load_settings()
-        with _only_swap(settings.run_path):
+        with alone(settings.run_path):
             old = read_choice(settings.run_path)
             new = prepare(settings, given) if given else old
-            seconds = hand_over(settings.run_path, old, new)
+            with reached(settings.run_path):
+                seconds = hand_over(settings.run_path, old, new)
     except StartError as error:
         print(f"embedlane: {error}", file=sys.stderr)
         return StartError.EXIT_CODE
@@ -69,7 +70,8 @@ def hand_over(run_dir: Path, old: Choice | None, new: Choice | None) -> float:
             _await_ready(server, run_dir, idle)
         except BaseException:
             write_choice(run_dir, old)
-            _stop(server, idle)
+            with suppress(Fault):  # it has ended by itself
+                server.supervisor.stopProcess(idle)
             raise
         began = time.monotonic()
         server.supervisor.stopProcess(serving)
@@ -80,22 +82,11 @@ def hand_over(run_dir: Path, old: Choice | None, new: Choice | None) -> float:
         return time.monotonic() - began
 
 
-@contextmanager
-def _only_swap(run_dir: Path) -> Iterator[None]:
-    if not (run_dir / "supervisor.sock").exists():
-        raise StartError(f"No server runs in {run_dir}: start one, or set EMBEDLANE_PORT as it has it.")
-    lock = ProcessLock.try_acquire(run_dir / "swap.lock")
-    if lock is None:
-        raise StartError("Another swap is under way: wait for its end.")
-    with lock:
-        yield
-
-
 def _engines(server: ServerProxy) -> tuple[str, str]:
     """The names of the engine that runs and of the one that does not. Raises StartError unless it is one of each."""
-    engines = [process for process in _processes(server) if process["group"] == "engine"]
-    running = [_name(process) for process in engines if process["pid"]]
-    idle = [_name(process) for process in engines if not process["pid"]]
+    engines = [process for process in all_processes(server) if process.group == "engine"]
+    running = [process.full_name for process in engines if process.pid]
+    idle = [process.full_name for process in engines if not process.pid]
     if len(running) != 1 or len(idle) != 1:
         raise StartError(f"{len(running)} engines run, and a swap needs one: wait until the server is ready.")
     return running[0], idle[0]
@@ -105,27 +96,11 @@ def _await_ready(server: ServerProxy, run_dir: Path, name: str) -> None:
     """Return once that engine waits to take over. Raises StartError."""
     give_up = time.monotonic() + LOAD_SECONDS
     while not is_held(run_dir / STANDBY_LOCK):
-        state = next(process["statename"] for process in _processes(server) if _name(process) == name)
-        if state in {"EXITED", "FATAL", "STOPPED"}:
+        if one_process(server, name).statename in {"EXITED", "FATAL", "STOPPED"}:
             raise StartError("The new engine could not start (its log says why), and the server serves on as it was.")
         if time.monotonic() > give_up:
             raise StartError(f"The new engine was not ready after {LOAD_SECONDS} s, and was stopped: its log has more.")
         time.sleep(LOOK_SECONDS)
-
-
-def _stop(server: ServerProxy, name: str) -> None:
-    if next(process["pid"] for process in _processes(server) if _name(process) == name):
-        server.supervisor.stopProcess(name)
-
-
-def _processes(server: ServerProxy) -> list[dict[str, Any]]:
-    found = server.supervisor.getAllProcessInfo()
-    assert isinstance(found, list)
-    return found
-
-
-def _name(process: dict[str, Any]) -> str:
-    return f"{process['group']}:{process['name']}"
 
 
 if __name__ == "__main__":

@@ -1,93 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from typing import cast
 
 import pytest
-import uvicorn
-from starlette.types import Receive, Scope, Send
 
-from frontend import protocol
-from frontend.protocol import CONNECTION_LOST, CONTINUE, MOST_HEAD_BYTES, OneWrite, Protocol
+from frontend.protocol import CONTINUE, MOST_HEAD_BYTES, OneWrite
+from tests.frontend.counting import HEAD, Connect, Counting, answer, app, connect, request, server
 from tests.frontend.peer import eventually
 
 pytestmark = pytest.mark.anyio
-
-HEAD = b"POST / HTTP/1.1\r\nhost: a\r\n"
-Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
-
-
-class Counting:
-    """Answers each request with the length of its body, once `gate` is open."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.begun = 0
-        self.lost: asyncio.Future[None] | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.lost = scope["extensions"][CONNECTION_LOST]["future"]
-        size, more = 0, True
-        while more:
-            message = await receive()
-            size += len(message.get("body", b""))
-            more = message.get("more_body", False)
-        self.begun += 1
-        await self.gate.wait()
-        body = b"%d" % size
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-async def app() -> Counting:
-    return Counting()
-
-
-@pytest.fixture
-async def server(app: Counting) -> AsyncIterator[uvicorn.Server]:
-    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
-    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-    await eventually(lambda: server.started)
-    yield server
-    app.gate.set()
-    server.should_exit = True
-    await serving
-    listener.close()
-
-
-@pytest.fixture
-async def connect(server: uvicorn.Server) -> AsyncIterator[Connect]:
-    writers: list[asyncio.StreamWriter] = []
-    address = server.servers[0].sockets[0].getsockname()
-
-    async def open_one() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*address)
-        writers.append(writer)
-        return reader, writer
-
-    yield open_one
-    for writer in writers:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of one response."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = int(head.lower().partition(b"content-length: ")[2].split()[0])
-    return int(head.split()[1]), await reader.readexactly(length)
-
-
-def request(size: int = 0, header: int = 0) -> bytes:
-    return HEAD + b"x-long: %b\r\ncontent-length: %d\r\n\r\n" % (b"h" * header, size) + b"b" * size
+# Fixtures.
+__all__ = ["app", "connect", "server"]
 
 
 @pytest.mark.parametrize("size", [0, 1000, MOST_HEAD_BYTES + 1, 100_000, 200_000, 1_000_000])
@@ -187,46 +112,3 @@ async def test_the_answer_to_head_has_no_body_and_is_sent(connect: Connect) -> N
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     writer.write(request(1))
     assert await answer(reader) == (200, b"1")
-
-
-@pytest.fixture
-def linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For as long as any test may take."""
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 60)
-
-
-async def test_a_request_on_its_way_when_the_server_stops_is_answered(
-    connect: Connect, server: uvicorn.Server, linger: None
-) -> None:
-    reader, writer = await connect()
-    writer.write(request(1))
-    assert await answer(reader) == (200, b"1")
-    server.should_exit = True
-    await eventually(lambda: not server.servers[0].is_serving())
-    writer.write(request(2))
-    assert await answer(reader) == (200, b"2")
-    assert await reader.read() == b"", "and it is the connection's last"
-
-
-async def test_a_request_in_work_when_the_server_stops_is_answered(
-    connect: Connect, server: uvicorn.Server, app: Counting
-) -> None:
-    reader, writer = await connect()
-    app.gate.clear()
-    writer.write(request(3))
-    await eventually(lambda: app.begun)
-    server.should_exit = True
-    await eventually(lambda: not server.servers[0].is_serving())
-    app.gate.set()
-    assert await answer(reader) == (200, b"3")
-    assert await reader.read() == b""
-
-
-async def test_an_idle_connection_is_let_go_soon(
-    connect: Connect, server: uvicorn.Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "LINGER_SECONDS", 0.01)
-    reader, _ = await connect()
-    await eventually(lambda: server.server_state.connections)
-    server.should_exit = True
-    assert await reader.read() == b""

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from frontend import raw
+from frontend.drain import Server
 from frontend.flight import Call, Lent
 from frontend.protocol import Protocol
 from frontend.raw import NPY, OCTETS, RawResponse, raw_media
@@ -59,7 +60,7 @@ async def app() -> Vectors:
 async def client(app: Vectors) -> AsyncIterator[socket.socket]:
     """A connection that takes in little at a time."""
     config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
+    server = Server(config, request_seconds=60)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))

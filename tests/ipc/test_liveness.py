@@ -18,6 +18,7 @@ from ipc.liveness import (
     frontend_lives,
     frontend_lock,
     living_frontends,
+    serving_pids,
 )
 
 HOLD = """
@@ -147,3 +148,15 @@ def test_a_run_dir_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StartError, match="EMBEDLANE_RUN_DIR"):
         ensure_run_dir(tmp_path / "file" / "run")
+
+
+def test_a_front_end_is_seen_to_serve_from_its_welcome_to_its_end(tmp_path: Path) -> None:
+    identity, other = FrontendIdentity(tmp_path), FrontendIdentity(tmp_path)
+    assert serving_pids(tmp_path) == set()
+    identity.announce()
+    assert serving_pids(tmp_path) == {os.getpid()}
+    other.release()
+    identity.release()
+    # One that was killed leaves its file.
+    frontend_lock(tmp_path, 7).write_text("12345")
+    assert serving_pids(tmp_path) == set()
