@@ -12,7 +12,7 @@ import threading
 from importlib import import_module
 from typing import Final
 
-# A quarter of a core where others want all of it. At 19 a start beside a saturated server would take a minute.
+# By the kernel's weights a quarter of a core that others want for themselves. At 19 it would be a seventieth.
 NICENESS: Final = 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from frontend.dialects import Dialect
 from frontend.request_log import FACTS
 from frontend.responses import error_response
-from ipc.errors import InternalError, MethodNotAllowed, RequestError, UnknownRoute
+from ipc.errors import EngineUnavailable, InternalError, MethodNotAllowed, RequestError, UnknownRoute
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class Errors:
             await self._app(scope, receive, send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            # Nobody else cancels a request whose client is there: the front end ends and has waited long enough.
+            if scope[FACTS].status is not None:
+                raise
+            problem: RequestError = EngineUnavailable("This front end is stopping: try again.", retry_after=1)
         except RequestError as error:
             # Its traceback holds this frame, which holds it: 540 such circles and the collector stops all for 9 ms.
             problem = error.with_traceback(None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import httpx
@@ -72,6 +73,15 @@ async def test_a_bug_is_500_and_tells_nothing_but_the_log(path: str, caplog: pyt
     assert response.status_code == 500
     assert "secret" not in response.text
     assert "a secret" in caplog.text, "the traceback"
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_request_that_a_stop_cuts_short_is_told_to_come_again(path: str) -> None:
+    response = await answer(asyncio.CancelledError(), path)
+    assert response is not None
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert "stopping" in response.text
 
 
 async def test_an_answer_that_has_begun_is_not_answered_again(caplog: pytest.LogCaptureFixture) -> None:
