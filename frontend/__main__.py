@@ -29,6 +29,9 @@ BACKLOG = 2048
 STOP_GRACE_SECONDS = 15
 # Longer than the 60 s after which common load balancers give up an idle connection, so that they close first.
 KEEP_ALIVE_SECONDS = 75
+# How long a thread that computes (a scrape, spans, long texts) may keep the event loop from the interpreter: with the
+# default, 5 ms, all requests of a front end would wait that long, again and again. docs/decisions/0014
+SWITCH_SECONDS = 0.0005
 
 
 def main() -> int:
@@ -67,6 +70,7 @@ def serve(settings: Settings, process: str) -> int:
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
     calm_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -101,6 +101,36 @@ def compare_table(data: dict[str, Any]) -> str:
     return f"{load}\n\n{table((*head, 'p50 / p99, ms', 'errors'), rows)}{void}"
 
 
+def scrapes_table(data: dict[str, Any]) -> str:
+    """Rounds with and without scrapes, by turns."""
+    rows = [
+        (
+            str(each["scrapes"]["requests"]) if each["scrapes"] else "",
+            f"{each['report']['offered_rate']:.0f} / {each['report']['achieved_rate']:.0f}",
+            *(f"{each['report']['latency_ms'][name]:.1f}" for name in ("p50", "p99", "max")),
+        )
+        for each in data["rounds"]
+    ]
+    own = data["scrape_ms"]
+    return (
+        f"p99 with scrapes over p99 without: {spread_text(data['p99'], 3)}, of all rounds together "
+        f"{data['pooled']:.3f}; p50 {spread_text(data['p50'], 3)}. {data['scrapes']} scrapes took "
+        f"p50 {own['p50']:.1f}, p99 {own['p99']:.1f}, max {own['max']:.1f} ms."
+        + "".join(f" **Void:** {why}." for why in data["void"])
+        + "\n\n"
+        + table(("scrapes", "offered / achieved, 1/s", "p50, ms", "p99", "max"), rows)
+    )
+
+
+def tracing_table(data: dict[str, Any]) -> str:
+    """A front end's CPU without spans and with them."""
+    rows = [
+        (name, spread_text(found["frontend_us"], 0), spread_text(found["times"]), f"{found['p50_ms']['median']:.1f}")
+        for name, found in data.items()
+    ]
+    return table(("spans", "front end's CPU, us a request", "over off", "p50, ms"), rows)
+
+
 def gpu_table(data: dict[str, Any]) -> str:
     """Every stage, and every part of one, with what it found."""
     rows = [row for name, stage in data["stages"].items() for row in _stage_rows(name, stage)]
@@ -134,6 +164,8 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "limits": limits_table,
     "gateway": gateway_table,
     "compare": compare_table,
+    "scrapes": scrapes_table,
+    "tracing": tracing_table,
     "gpu": gpu_table,
 }
 

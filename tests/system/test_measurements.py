@@ -13,7 +13,10 @@ from perf.phases import Server
 from perf.plots import plot_ladder
 from perf.report import markdown
 from perf.results import load_result, make_result, save_result
+from perf.scrapes import measure as measure_scrapes
 from perf.stack import Stack
+from perf.tracing import OFF, VARIABLES
+from perf.tracing import measure as measure_tracing
 
 pytestmark = pytest.mark.system
 
@@ -70,3 +73,25 @@ def test_the_original_load_test_and_the_open_loop_beside_it(tmp_path: Path) -> N
     assert opened.report.errors == {}
     result = make_result("load-test", "python -m perf.load_test", {}, LoadTest(closed, opened))
     assert "closed loop, Locust, 50 users" in markdown(load_result(save_result(result, tmp_path)))
+
+
+def test_scrapes_take_turns_with_quiet_rounds(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Stack() as stack:
+        scrapes = measure_scrapes(Server(stack), rounds=1, seconds=0.5, scrapes=20, say=said.append)
+    assert len(said) == 4
+    assert [each.scrapes is None for each in scrapes.rounds] == [True, False, True]
+    assert (scrapes.scrapes, scrapes.errors) == (20, {})
+    assert scrapes.scrape_ms.max >= scrapes.scrape_ms.p50 > 0
+    result = make_result("scrapes", "python -m perf.scrapes", {}, scrapes)
+    assert "20 scrapes took p50" in markdown(load_result(save_result(result, tmp_path)))
+
+
+def test_the_cost_of_spans_is_measured_each_way(tmp_path: Path) -> None:
+    ways = {name: VARIABLES[name] for name in (OFF, "all requests")}
+    costs = measure_tracing(rounds=1, seconds=0.2, ways=ways)
+    assert costs.keys() == ways.keys()
+    # Four spans cost far more than what a phase is off by.
+    assert costs["all requests"].times.median > 1
+    result = make_result("tracing", "python -m perf.tracing", {}, costs)
+    assert "| all requests | " in markdown(load_result(save_result(result, tmp_path)))
