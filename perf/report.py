@@ -102,23 +102,35 @@ def compare_table(data: dict[str, Any]) -> str:
 
 
 def scrapes_table(data: dict[str, Any]) -> str:
-    """Rounds with and without scrapes, by turns."""
+    """Rounds with and without scrapes, by turns; and scrapes of front ends that were killed often."""
+    load, restarted = data["load"], data["restarted"]
     rows = [
         (
             str(each["scrapes"]["requests"]) if each["scrapes"] else "",
             f"{each['report']['offered_rate']:.0f} / {each['report']['achieved_rate']:.0f}",
             *(f"{each['report']['latency_ms'][name]:.1f}" for name in ("p50", "p99", "max")),
         )
-        for each in data["rounds"]
+        for each in load["rounds"]
     ]
-    own = data["scrape_ms"]
-    return (
-        f"p99 with scrapes over p99 without: {spread_text(data['p99'], 3)}, of all rounds together "
-        f"{data['pooled']:.3f}; p50 {spread_text(data['p50'], 3)}. {data['scrapes']} scrapes took "
-        f"p50 {own['p50']:.1f}, p99 {own['p99']:.1f}, max {own['max']:.1f} ms."
-        + "".join(f" **Void:** {why}." for why in data["void"])
-        + "\n\n"
-        + table(("scrapes", "offered / achieved, 1/s", "p50, ms", "p99", "max"), rows)
+    scrapes = [
+        (name, *(f"{times[part]:.1f}" for part in ("p50", "p99", "max")))
+        for name, times in (
+            (f"{load['scrapes']} under load", load["scrape_ms"]),
+            (
+                f"{restarted['frontends']} front ends after {restarted['restarts']} were killed "
+                f"({restarted['files']} files, {restarted['series']} series)",
+                restarted["scrape_ms"],
+            ),
+        )
+    ]
+    return "\n\n".join(
+        (
+            f"p99 with scrapes over p99 without: {spread_text(load['p99'], 3)}, of all rounds together "
+            f"{load['pooled']:.3f}; p50 {spread_text(load['p50'], 3)}."
+            + "".join(f" **Void:** {why}." for why in load["void"]),
+            table(("scrapes", "offered / achieved, 1/s", "p50, ms", "p99", "max"), rows),
+            table(("scrapes", "p50, ms", "p99", "max"), scrapes),
+        )
     )
 
 

@@ -12,7 +12,9 @@ from perf.load_test import LoadTest, run_locust, run_open
 from perf.phases import Server
 from perf.plots import plot_ladder
 from perf.report import markdown
+from perf.restarts import measure_restarts
 from perf.results import load_result, make_result, save_result
+from perf.scrapes import Done
 from perf.scrapes import measure as measure_scrapes
 from perf.stack import Stack
 from perf.tracing import OFF, VARIABLES
@@ -75,16 +77,20 @@ def test_the_original_load_test_and_the_open_loop_beside_it(tmp_path: Path) -> N
     assert "closed loop, Locust, 50 users" in markdown(load_result(save_result(result, tmp_path)))
 
 
-def test_scrapes_take_turns_with_quiet_rounds(tmp_path: Path) -> None:
+def test_scrapes_take_turns_with_quiet_rounds_and_come_after_restarts(tmp_path: Path) -> None:
     said: list[str] = []
     with Stack() as stack:
-        scrapes = measure_scrapes(Server(stack), rounds=1, seconds=0.5, scrapes=20, say=said.append)
+        load = measure_scrapes(Server(stack), rounds=1, seconds=0.5, scrapes=20, say=said.append)
     assert len(said) == 4
-    assert [each.scrapes is None for each in scrapes.rounds] == [True, False, True]
-    assert (scrapes.scrapes, scrapes.errors) == (20, {})
-    assert scrapes.scrape_ms.max >= scrapes.scrape_ms.p50 > 0
-    result = make_result("scrapes", "python -m perf.scrapes", {}, scrapes)
-    assert "20 scrapes took p50" in markdown(load_result(save_result(result, tmp_path)))
+    assert [each.scrapes is None for each in load.rounds] == [True, False, True]
+    assert (load.scrapes, load.errors) == (20, {})
+    assert load.scrape_ms.max >= load.scrape_ms.p50 > 0
+    restarted = measure_restarts(0, said.append, passes=1)
+    assert (restarted.restarts, restarted.files) == (0, 27)
+    result = make_result("scrapes", "python -m perf.scrapes", {}, Done(load, restarted))
+    text = markdown(load_result(save_result(result, tmp_path)))
+    assert "| 20 under load | " in text
+    assert "| 8 front ends after 0 were killed (27 files, " in text
 
 
 def test_the_cost_of_spans_is_measured_each_way(tmp_path: Path) -> None:
