@@ -1,9 +1,11 @@
-"""The exporter: OTLP over HTTP in a thread of its own, and one log line where a collector comes or goes."""
+"""The exporter: OTLP over HTTP in a thread of its own, and one log line where it loses spans."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,38 +18,48 @@ from ipc.errors import StartError
 log = logging.getLogger(__name__)
 
 PROTOCOL: Final = "http/protobuf"
+# Where OpenTelemetry logs what becomes of batches, and of spans that find the queue full.
+LOGGERS: Final = (trace_exporter.__name__, "opentelemetry.sdk._shared_internal")
+QUIET_SECONDS: Final = 60.0
 
 
 class Exporter(trace_exporter.OTLPSpanExporter):
-    """OpenTelemetry's own, which would log each try of each batch while the collector is away."""
+    """OpenTelemetry's own, whose many lines on a collector that is away or slow become one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_away = False
         self._reason: str | None = None
-        logging.getLogger(trace_exporter.__name__).addFilter(self._keep)
+        self._lost_at = -math.inf
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(self._keep)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter; called by the processor's thread alone."""
         self._reason = None
         result = super().export(spans)
-        is_away = result is not SpanExportResult.SUCCESS
-        if is_away and not self._is_away:
-            log.warning("spans are lost, for the collector does not take them", extra={"reason": self._reason})
-        elif self._is_away and not is_away:
-            log.info("the collector takes spans again")
-        self._is_away = is_away
+        if result is not SpanExportResult.SUCCESS:
+            self._lose(self._reason)
         return result
 
     def shutdown(self) -> None:
         """See SpanExporter."""
         super().shutdown()  # type: ignore[no-untyped-call]
-        logging.getLogger(trace_exporter.__name__).removeFilter(self._keep)
+        for name in LOGGERS:
+            logging.getLogger(name).removeFilter(self._keep)
 
     def _keep(self, record: logging.LogRecord) -> bool:
-        """What the library has to say of a batch, in place of its line: the first says why, the others that it ends."""
-        self._reason = self._reason or record.getMessage()
+        """What the library has to say, in place of its line: of a batch the first says why, the others that it ends."""
+        if record.name == LOGGERS[0]:
+            self._reason = self._reason or record.getMessage()
+        else:
+            self._lose(record.getMessage())
         return False
+
+    def _lose(self, reason: str | None) -> None:
+        """Spans are lost now; said once until nothing has been for a while."""
+        if time.monotonic() - self._lost_at > QUIET_SECONDS:
+            log.warning("spans are lost: the collector is away or slow", extra={"reason": reason})
+        self._lost_at = time.monotonic()
 
 
 def check_environment() -> None:
