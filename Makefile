@@ -23,7 +23,7 @@ restart: $(VENV)/$(EXTRA).stamp
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest
 
-# Needs Debian's packages prometheus, chromium, logrotate and systemd; .ci/run installs them.
+# Needs Debian's packages prometheus, chromium, logrotate, systemd and gcc with libc6-dev; .ci/run installs them.
 test-programs: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest tests/monitoring tests/browser tests/deploy
 
@@ -83,7 +83,7 @@ UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes
 lock:
 	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock
 	$(UV_COMPILE) --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(UV_COMPILE) --extra cpu --extra cl100k --group dev -c requirements/cpu.lock -o requirements/dev.lock
+	$(UV_COMPILE) --extra cpu --extra cl100k --extra tracing --group dev -c requirements/cpu.lock -o requirements/dev.lock
 	$(UV_COMPILE) --extra cpu --group export -c requirements/dev.lock -o requirements/export.lock
 
 clean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from engine.gpu import watch_gpu
 from engine.lanes import Batch
 from engine.outcomes import Counters
 from engine.scheduler import Scheduler
@@ -72,6 +73,8 @@ class EngineMetrics:
         gauge("embedlane_engine_info", "1, with what runs as labels.", "epoch", "model", "device", "precision").labels(
             f"{epoch:016x}", welcome.model, welcome.device, welcome.precision
         ).set(1)
+        if welcome.device.startswith("cuda"):
+            watch_gpu(registry)
 
     def note(self, batch: Batch) -> None:
         """Count a batch that has ended."""

@@ -34,6 +34,9 @@ from ipc.settings import Settings, load_settings
 BACKLOG = 2048
 # Longer than the 60 s after which common load balancers give up an idle connection, so that they close first.
 KEEP_ALIVE_SECONDS = 75
+# How long a thread that computes (a scrape, spans, long texts) may keep the event loop from the interpreter: with the
+# default, 5 ms, all requests of a front end would wait that long, again and again. docs/decisions/0014
+SWITCH_SECONDS = 0.0005
 
 
 def main() -> int:
@@ -72,6 +75,7 @@ def serve(settings: Settings, process: str) -> int:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     calm_collector()
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(config, settings.request_timeout_ms / 1e3)
     server.run(sockets=[listener])
     return 0 if server.started else 1

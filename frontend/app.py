@@ -28,6 +28,7 @@ from frontend.redis_link import RedisLink
 from frontend.request_log import RequestLog
 from frontend.services import open_embedder
 from frontend.token_ids import load_cl100k
+from frontend.tracing import open_tracing
 from ipc.bundle import Bundle
 from ipc.settings import Settings
 
@@ -103,7 +104,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
 
     `process` is its name in metrics, `key` is the server's own; those of the key file are followed while it runs.
     Raises StartError for a tokenizer that cannot be read, also OpenAI's where the settings ask for that, for a Redis
-    URL that is none, and where the run directory is full.
+    URL that is none, where the run directory is full, and where tracing is on and cannot be had.
     """
 
     cl100k = load_cl100k() if settings.token_input == "cl100k" else None  # noqa: S105 - no password
@@ -113,12 +114,15 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     # Here and not in the lifespan: where there is no room for them, the start must end with the status that says so.
     windows = EmbeddedWindows(settings.run_path)
     log = RequestLog()
+    tracing = open_tracing(process) if settings.tracing else None
     registry = CollectorRegistry()
     open_paths = (OPEN_PATHS | pages.ASSETS.keys()) - ({"/metrics"} if settings.metrics_key else set())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as ends:
+            if tracing is not None:
+                ends.push_async_callback(tracing.close)
             ends.callback(log.close)
             embedder = open_embedder(settings, model, cl100k, windows, link)
             app.state.embedder = await ends.enter_async_context(embedder)
@@ -133,6 +137,7 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
         routes=[*ROUTES, *ASSETS],
         middleware=[
             Middleware(Correlation, log=log, metrics=RequestMetrics(registry, PATHS)),
+            *([] if tracing is None else [tracing.middleware(PATHS)]),
             Middleware(Errors, dialects=DIALECTS, default=original),
             Middleware(Auth, keys=keys, open_paths=open_paths),
         ],

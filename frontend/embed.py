@@ -210,6 +210,7 @@ class Embedder:
             await self.admission.charge(request.scope, terms.quota, total)
         # Before the engine is asked: the line of a request that fails tells what it was charged for.
         facts.texts, facts.tokens, facts.tokenize_ns = len(tokens.texts), total, tokenized - terms.began
+        facts.tokenized_ns = tokenized
         if self.model is not model:
             raise outcomes.model_changed()
         lost = _connection_lost(request)
@@ -221,7 +222,7 @@ class Embedder:
             if lost is not None and lost.done():
                 raise ClientDisconnect from None
             raise
-        facts.wait_ns, facts.compute_ns = call.wait_ns, call.compute_ns
+        facts.wait_ns, facts.compute_ns, facts.computed_ns = call.wait_ns, call.compute_ns, time.monotonic_ns()
         if self.cache is not None:
             facts.cache = "hit" if call.hits == len(tokens.texts) else "miss"
         return Embedded(
@@ -229,7 +230,7 @@ class Embedder:
             call=call,
             tokens=total,
             truncated=tokens.truncated,
-            total_ns=time.monotonic_ns() - terms.began,
+            total_ns=facts.computed_ns - terms.began,
             tokenize_ns=tokenized - terms.began,
             deadline=terms.deadline,
             cache=facts.cache,

@@ -42,6 +42,11 @@ class Facts:
     compute_ns: int = 0
     cache: str | None = None
     error: str | None = None
+    # On CLOCK_MONOTONIC, when the texts were tokenized and when the last vector was there; 0 where that never was.
+    tokenized_ns: int = 0
+    computed_ns: int = 0
+    # Of the request's trace, 32 hexadecimal digits.
+    trace_id: str | None = None
 
 
 class RequestLog:
@@ -91,6 +96,7 @@ def _line(scope: Scope, facts: Facts) -> bytes:
     name = "null" if key is None else f'"{key.name}"'
     cache = "null" if facts.cache is None else f'"{facts.cache}"'
     error = "null" if facts.error is None else f'"{facts.error}"'
+    trace = "" if facts.trace_id is None else f'"trace_id":"{facts.trace_id}",'
     total_ns = time.monotonic_ns() - facts.began_ns
     return (
         f'{{"level":"INFO","logger":"{NAME}","message":"request","process":"frontend",'
@@ -98,7 +104,7 @@ def _line(scope: Scope, facts: Facts) -> bytes:
         f'"path":{_quoted(scope["path"][:MOST_PATH])},"status":{facts.status or CLIENT_LEFT},"key":{name},'
         f'"texts":{facts.texts},"tokens":{facts.tokens},"queue_ms":{facts.wait_ns / 1e6:.3f},'
         f'"inference_ms":{facts.compute_ns / 1e6:.3f},"total_ms":{total_ns / 1e6:.3f},'
-        f'"cache":{cache},"error":{error},"time":"{_now()}"}}\n'
+        f'"cache":{cache},"error":{error},{trace}"time":"{_now()}"}}\n'
     ).encode()
 
 

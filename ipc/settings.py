@@ -78,6 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics_key: Annotated[bool, Meta(description="`/metrics` asks for a key, as all that costs something does")] = (
         False
     )
+    tracing: Annotated[
+        bool, Meta(description="spans of requests, sent as OpenTelemetry's `OTEL_*` variables say (docs/tracing.md)")
+    ] = False
     run_dir: Annotated[
         str,
         Meta(description="sockets, locks and slab, on a tmpfs; empty: `/dev/shm/embedlane-<uid>-<port>`"),

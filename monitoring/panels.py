@@ -232,6 +232,29 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             (Query(f"sum(increase(embedlane_breaker_opened_total{{{SERVER}}}[$__rate_interval]))", "times"),),
         ),
     ),
+    "GPU": (
+        Panel(
+            "GPU memory",
+            "bytes",
+            (
+                Query(gauge("gpu_memory_used_bytes", "instance"), "{{instance}} used"),
+                Query(gauge("gpu_memory_total_bytes", "instance"), "{{instance}} there is"),
+            ),
+            description="Of the engine's GPU, by all programs. Nothing here: the engine runs on a CPU.",
+        ),
+        Panel(
+            "GPU busy",
+            "percentunit",
+            (Query(f"max by (instance) (embedlane_gpu_utilization_ratio{{{SERVER}}})", "{{instance}}"),),
+            description="Part of the time in which it ran anything: at 100 % it may still have room for more at once.",
+        ),
+        Panel("GPU power", "watt", (Query(gauge("gpu_power_watts", "instance"), "{{instance}}"),)),
+        Panel(
+            "GPU temperature",
+            "celsius",
+            (Query(f"max by (instance) (embedlane_gpu_temperature_celsius{{{SERVER}}})", "{{instance}}"),),
+        ),
+    ),
     "Processes": (
         Panel(
             "CPU", "short", (Query(rate("process_cpu_seconds_total", "process"), "{{process}}"),), description="Cores."

@@ -123,6 +123,48 @@ def compare_table(data: dict[str, Any]) -> str:
     return f"{load}\n\n{table((*head, 'p50 / p99, ms', 'errors'), rows)}{void}"
 
 
+def scrapes_table(data: dict[str, Any]) -> str:
+    """Rounds with and without scrapes, by turns; and scrapes of front ends that were killed often."""
+    load, restarted = data["load"], data["restarted"]
+    rows = [
+        (
+            str(each["scrapes"]["requests"]) if each["scrapes"] else "",
+            f"{each['report']['offered_rate']:.0f} / {each['report']['achieved_rate']:.0f}",
+            *(f"{each['report']['latency_ms'][name]:.1f}" for name in ("p50", "p99", "max")),
+        )
+        for each in load["rounds"]
+    ]
+    scrapes = [
+        (name, *(f"{times[part]:.1f}" for part in ("p50", "p99", "max")))
+        for name, times in (
+            (f"{load['scrapes']} under load", load["scrape_ms"]),
+            (
+                f"{restarted['frontends']} front ends after {restarted['restarts']} were killed "
+                f"({restarted['files']} files, {restarted['series']} series)",
+                restarted["scrape_ms"],
+            ),
+        )
+    ]
+    return "\n\n".join(
+        (
+            f"p99 with scrapes over p99 without: {spread_text(load['p99'], 3)}, of all rounds together "
+            f"{load['pooled']:.3f}; p50 {spread_text(load['p50'], 3)}."
+            + "".join(f" **Void:** {why}." for why in load["void"]),
+            table(("scrapes", "offered / achieved, 1/s", "p50, ms", "p99", "max"), rows),
+            table(("scrapes", "p50, ms", "p99", "max"), scrapes),
+        )
+    )
+
+
+def tracing_table(data: dict[str, Any]) -> str:
+    """A front end's CPU without spans and with them."""
+    rows = [
+        (name, spread_text(found["frontend_us"], 0), spread_text(found["times"]), f"{found['p50_ms']['median']:.1f}")
+        for name, found in data.items()
+    ]
+    return table(("spans", "front end's CPU, us a request", "over off", "p50, ms"), rows)
+
+
 def gpu_table(data: dict[str, Any]) -> str:
     """Every stage, and every part of one, with what it found."""
     rows = [row for name, stage in data["stages"].items() for row in _stage_rows(name, stage)]
@@ -157,6 +199,8 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "gateway": gateway_table,
     "restart": restart_table,
     "compare": compare_table,
+    "scrapes": scrapes_table,
+    "tracing": tracing_table,
     "gpu": gpu_table,
 }
 

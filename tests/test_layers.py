@@ -28,6 +28,8 @@ NOT_AT_MODULE_LEVEL: dict[str, tuple[str, ...]] = {
     "transformers": OURS,
     "sentence_transformers": OURS[:-1],  # tests/reference/make.py is all about it
     "tiktoken": OURS[:-1],
+    "pynvml": OURS[:-1],
+    "opentelemetry": tuple({*OURS} - {"frontend", "tests"}),  # and a front end does without unless it is asked
     "starlette": ("ipc", "engine"),
     "uvicorn": ("ipc", "engine"),
     "tokenizers": ("ipc", "engine"),

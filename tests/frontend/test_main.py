@@ -105,6 +105,7 @@ class Ran:
         self.started = True
         self.sockets: list[socket.socket] = []
         self.config: uvicorn.Config | None = None
+        self.switch_seconds: list[float] = []
 
 
 @pytest.fixture
@@ -119,6 +120,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Bundle) -> Iter
     # What is for a process of its own.
     monkeypatch.setattr(program, "configure_logging", lambda *_: None)
     monkeypatch.setattr(program, "calm_collector", lambda: None)
+    monkeypatch.setattr(sys, "setswitchinterval", ran.switch_seconds.append)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("EMBEDLANE_")]:
@@ -140,6 +142,7 @@ def test_a_server_that_ran_is_0_and_one_that_could_not_is_1(ran: Ran, started: b
     (listener,) = ran.sockets
     assert listener.getsockname() == ("127.0.0.1", int(os.environ["EMBEDLANE_PORT"]))
     assert Path("data", KEY_FILE).is_file()
+    assert ran.switch_seconds == [program.SWITCH_SECONDS]
     assert Path("run").stat().st_mode & 0o777 == 0o700
 
 

@@ -16,6 +16,7 @@ import pytest
 from perf.redis_server import RedisServer
 from perf.stack import KEY, Stack
 from perf.texts import make_texts
+from tests.monitoring.nvidia import make_driver
 from tests.monitoring.prometheus_server import Prometheus, configure
 from tests.system.keyed import bearer, make_key
 from tests.system.processes import wait_for
@@ -32,6 +33,8 @@ SERVER: dict[str, Any] = {
     # So few that a large request is more than may wait.
     "queue_items": 64,
     "engine_grace_ms": 500,
+    # With a GPU, as far as its metrics go.
+    "runner": "tests.monitoring.nvidia:make",
 }
 
 
@@ -111,6 +114,9 @@ def live(stack: Stack, redis: RedisServer, prometheus: Prometheus) -> None:
         see(prometheus, "increase(embedlane_engine_starts_total[1m]) > 0")
         see(prometheus, "sum(increase(embedlane_frontend_starts_total[1m])) > 0")
         see(prometheus, "sum(rate(embedlane_engine_batch_texts_count[4s])) > 0")
+        # The second GPU's, as CUDA_VISIBLE_DEVICES says.
+        see(prometheus, "embedlane_gpu_memory_used_bytes / embedlane_gpu_memory_total_bytes == 0.25")
+        see(prometheus, "embedlane_gpu_utilization_ratio == 0.51 and embedlane_gpu_temperature_celsius == 61")
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +125,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     folder = tmp_path_factory.mktemp("prometheus")
     with RedisServer() as redis:
         stack = Stack(redis_url=redis.url, **SERVER)
+        stack.env |= make_driver(folder)
         with Prometheus(configure(folder, stack.port, KEY), folder) as server:
             with stack:
                 try:

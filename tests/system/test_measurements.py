@@ -12,8 +12,13 @@ from perf.load_test import LoadTest, run_locust, run_open
 from perf.phases import Server
 from perf.plots import plot_ladder
 from perf.report import markdown
+from perf.restarts import measure_restarts
 from perf.results import load_result, make_result, save_result
+from perf.scrapes import Done
+from perf.scrapes import measure as measure_scrapes
 from perf.stack import Stack
+from perf.tracing import OFF, VARIABLES
+from perf.tracing import measure as measure_tracing
 
 pytestmark = pytest.mark.system
 
@@ -70,3 +75,29 @@ def test_the_original_load_test_and_the_open_loop_beside_it(tmp_path: Path) -> N
     assert opened.report.errors == {}
     result = make_result("load-test", "python -m perf.load_test", {}, LoadTest(closed, opened))
     assert "closed loop, Locust, 50 users" in markdown(load_result(save_result(result, tmp_path)))
+
+
+def test_scrapes_take_turns_with_quiet_rounds_and_come_after_restarts(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Stack() as stack:
+        load = measure_scrapes(Server(stack), rounds=1, seconds=0.5, scrapes=20, say=said.append)
+    assert len(said) == 4
+    assert [each.scrapes is None for each in load.rounds] == [True, False, True]
+    assert (load.scrapes, load.errors) == (20, {})
+    assert load.scrape_ms.max >= load.scrape_ms.p50 > 0
+    restarted = measure_restarts(0, said.append, passes=1)
+    assert (restarted.restarts, restarted.files) == (0, 27)
+    result = make_result("scrapes", "python -m perf.scrapes", {}, Done(load, restarted))
+    text = markdown(load_result(save_result(result, tmp_path)))
+    assert "| 20 under load | " in text
+    assert "| 8 front ends after 0 were killed (27 files, " in text
+
+
+def test_the_cost_of_spans_is_measured_each_way(tmp_path: Path) -> None:
+    ways = {name: VARIABLES[name] for name in (OFF, "all requests")}
+    costs = measure_tracing(rounds=1, seconds=0.2, ways=ways)
+    assert costs.keys() == ways.keys()
+    # In phases so short a ratio says nothing.
+    assert all(cost.frontend_us.min > 0 and cost.times.min > 0 for cost in costs.values())
+    result = make_result("tracing", "python -m perf.tracing", {}, costs)
+    assert "| all requests | " in markdown(load_result(save_result(result, tmp_path)))
