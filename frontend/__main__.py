@@ -7,7 +7,6 @@ as one of them runs: supervisord closes the socket with the last, which is why t
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import stat
@@ -23,6 +22,7 @@ from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.metrics import counting
+from ipc.process import calm_collector
 from ipc.settings import Settings, load_settings
 
 BACKLOG = 2048
@@ -70,17 +70,6 @@ def serve(settings: Settings, process: str) -> int:
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     return 0 if server.started else 1
-
-
-def calm_collector() -> None:
-    """Keep the garbage collector from going through modules and live requests again and again.
-
-    With the default threshold of 700 new objects every few requests start a collection that frees nothing: it was
-    13 % of a front end's time at full load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def inherited_socket() -> socket.socket | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
 from frontend.admission import Admission
 from frontend.cache import CachedEngine
@@ -16,6 +16,7 @@ from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from frontend.limits.quota import Quota
 from frontend.protocol import CONNECTION_LOST
+from frontend.request import Request
 from frontend.request_log import FACTS, Facts
 from frontend.responses import raw_vector, sliced, unit_length
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
