@@ -31,6 +31,9 @@ TIMEOUT: Final = "x-request-timeout-ms"
 # Of what else may come after these many milliseconds the core makes the most there is.
 MOST_TIMEOUT_MS: Final = 999_999_999
 
+# The client's clock may be the first to reach a deadline, by as long as the call was on its way.
+DEADLINE_SLACK_SECONDS: Final = 0.1
+
 Context = ServicerContext[bytes, bytes]
 # From a call and its message to its answer, both as they are on the wire.
 Answer = Callable[["Rpc", bytes], Awaitable[bytes]]
@@ -173,7 +176,8 @@ class Calls:
         try:
             done = await work
         except asyncio.CancelledError:
-            if context.time_remaining() == 0:
+            left = context.time_remaining()
+            if left is not None and left < DEADLINE_SLACK_SECONDS:
                 rpc.failed(DeadlineExceeded("gRPC's deadline passed."))
             raise
         except RequestError as error:
