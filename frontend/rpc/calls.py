@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NoReturn, Self
+from functools import cached_property
+from typing import Any, Final, NoReturn, Self, cast
 
 import grpc
 from grpc.aio import ServicerContext
@@ -62,14 +63,18 @@ class Rpc:
         metadata = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
         return cls(path, context, metadata, identify(metadata))
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         """The metadata, with gRPC's deadline under the name that the core knows."""
         headers = {str(name, "ascii"): str(value, "latin-1") for name, value in self._metadata}
-        left = self._context.time_remaining()
+        left = self.seconds_left()
         if left is not None:
             headers[TIMEOUT] = str(max(1, int(min(left * 1e3, MOST_TIMEOUT_MS))))
         return headers
+
+    def seconds_left(self) -> float | None:
+        """Until gRPC's deadline; None where there is none, which its annotation does not know."""
+        return cast("float | None", self._context.time_remaining())
 
     def authorize(self, keys: KeyRing) -> None:
         """Find the key. Raises Unauthorized."""
@@ -176,7 +181,7 @@ class Calls:
         try:
             done = await work
         except asyncio.CancelledError:
-            left = context.time_remaining()
+            left = rpc.seconds_left()
             if left is not None and left < DEADLINE_SLACK_SECONDS:
                 rpc.failed(DeadlineExceeded("gRPC's deadline passed."))
             raise

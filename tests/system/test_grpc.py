@@ -67,7 +67,7 @@ class Served:
 
     def is_serving(self) -> bool:
         """Whether an embedding went through."""
-        return self.health() == health_pb2.HealthCheckResponse.SERVING
+        return self.health() == int(health_pb2.HealthCheckResponse.SERVING)
 
     def log_line(self, identity: str) -> dict[str, Any]:
         """The line of the call with this id."""
@@ -106,7 +106,7 @@ def http_raw(stack: Stack, texts: list[str]) -> bytes:
 
 
 def code_of(error: grpc.RpcError) -> Any:
-    return error.code()  # type: ignore[attr-defined]  # the stubs leave it to grpc.Call
+    return error.code()
 
 
 def refused(call: Any) -> grpc.RpcError:
