@@ -194,8 +194,8 @@ def _measured(rounds: Sequence[Round], base: Sequence[Round]) -> Measured:
 def main() -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(prog="python -m perf.protocols", description="HTTP's forms and gRPC side by side.")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each phase")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each phase")
     parser.add_argument("--no-save", action="store_true", help="print only")
     options = parser.parse_args()
     found = measure(options.rounds, options.seconds)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Final, NoReturn, Self, cast
 
 import grpc
-from grpc.aio import ServicerContext
+from grpc.aio import BaseError, ServicerContext
 
 from frontend.admission import VERDICT
 from frontend.auth import SCOPE_KEY, authorized
@@ -184,6 +184,9 @@ class Calls:
             left = rpc.seconds_left()
             if left is not None and left < DEADLINE_SLACK_SECONDS:
                 rpc.failed(DeadlineExceeded("gRPC's deadline passed."))
+            raise
+        except BaseError:
+            # gRPC's own: the call is over, or the server has waited long enough for it.
             raise
         except RequestError as error:
             # As in frontend.errors: no circle with this frame.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from frontend.embed import Embedder
 from frontend.rpc.calls import Rpc
-from frontend.rpc.messages import Options, parse, with_vectors
+from frontend.rpc.messages import Options, dimensions, parse, with_vectors
 from frontend.rpc.protos import embedlane_pb2 as proto
 from frontend.rpc.status import field_of, number_of, retry_ms
 from ipc.errors import RequestError
@@ -23,7 +23,6 @@ class Embeddings:
         """EmbedRequest → EmbedResponse. Raises a RequestError."""
         request = parse(proto.EmbedRequest, data)
         options = Options.of(request)
-        bundle = self._embedder.bundle
         done = await self._embedder.embed(
             rpc,
             list(request.texts),
@@ -36,8 +35,8 @@ class Embeddings:
             dimensions=options.dimensions,
         )
         answer = proto.EmbedResponse(
-            dimensions=options.dimensions or bundle.dim,
-            model=bundle.id,
+            dimensions=dimensions(done.call),
+            model=self._embedder.bundle.id,
             tokens=done.tokens,
             truncated_texts=done.truncated,
             total_ns=done.total_ns,

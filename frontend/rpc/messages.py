@@ -88,6 +88,12 @@ def with_vectors(message: Message, field: int, call: Call) -> bytes:
             piece.release()
 
 
+def dimensions(call: Call) -> int:
+    """Numbers in each vector of a call that has one at least."""
+    lent = call.held.get(0)
+    return lent.rows.shape[1] if lent else len(call.parts[0]) // raw.VALUE_BYTES
+
+
 def varint(number: int) -> bytes:
     """protobuf's encoding of a length: seven bits a byte, the lowest first."""
     encoded = bytearray()

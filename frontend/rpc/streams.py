@@ -43,7 +43,6 @@ class Flow:
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
-        self._is_stopped = False
 
     async def run(self) -> None:
         """Return once the client has sent its last message and has all answers. Raises a RequestError."""
@@ -52,12 +51,11 @@ class Flow:
                 self._reading = tasks.create_task(self._read(tasks))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        if self._is_stopped:
+        if self._reading.cancelled():
             raise EngineUnavailable(STOPPING)
 
     def stop(self) -> None:
-        """Read no further."""
-        self._is_stopped = True
+        """Read no further; a stream that was read to its end ends as if nothing were."""
         assert self._reading is not None, "this is a bug: it is run before anybody can stop it"
         self._reading.cancel()
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.flight import Call, Holding, Lent
-from frontend.rpc.messages import Options, parse, varint, with_vectors
+from frontend.rpc.messages import Options, dimensions, parse, varint, with_vectors
 from frontend.rpc.protos import embedlane_pb2, tei_pb2
 from ipc.errors import InvalidRequest
 from ipc.slab import FREE
@@ -49,6 +49,7 @@ def call_of(
 def test_vectors_are_laid_into_a_message_as_protobuf_would(held: set[int], texts: int) -> None:
     call, leases = call_of([n for n in held if n < texts], texts)
     message = embedlane_pb2.EmbedResponse(dimensions=DIM, model="m", tokens=3, cached=False)
+    assert dimensions(call) == DIM
     encoded = with_vectors(message, embedlane_pb2.EmbedResponse.EMBEDDINGS_FIELD_NUMBER, call)
     message.embeddings = np.arange(texts * DIM, dtype="<f4").tobytes()
     assert embedlane_pb2.EmbedResponse.FromString(encoded) == message

@@ -478,7 +478,10 @@ async def test_a_stop_answers_what_is_under_way_and_ends_streams(
             single = caller.call(EMBED, own.EmbedRequest(texts=["a"]))
             stream = caller.stream(STREAM)
             await stream.write(stream_text(1))
-            texts = list(await peer.received(2))
+            over = caller.stream(STREAM)
+            await over.write(stream_text(2))
+            await over.done_writing()
+            texts = list(await peer.received(3))
             watched = watch(caller)
             assert (await watched.read()).status == NOT_SERVING, "nothing was answered yet"
 
@@ -491,6 +494,8 @@ async def test_a_stop_answers_what_is_under_way_and_ends_streams(
         assert (await single).embeddings
         assert (await stream.read()).embedding
         assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+        assert [answer.id async for answer in over] == ["2"]
+        assert await over.code() is grpc.StatusCode.OK, "it had nothing more to send"
         error = await refused(caller.call(EMBED, own.EmbedRequest(texts=["a"])))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
