@@ -11,7 +11,7 @@ CODE := ipc frontend engine tools perf monitoring tests examples
 TORCH := torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: serve restart test test-export test-programs test-containers bench bench-full load-test check format lock clean
+.PHONY: serve restart test test-export test-programs test-containers bench bench-full load-test check format protos lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
@@ -53,6 +53,11 @@ format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix $(CODE)
 	@$(BIN)/ruff format $(CODE)
 
+# What gRPC's messages are made of; a test holds that it is up to date.
+PROTOS := frontend/rpc/protos
+protos: $(VENV)/dev.stamp
+	@$(BIN)/python -m grpc_tools.protoc -I $(PROTOS) --python_out=$(PROTOS) --pyi_out=$(PROTOS) $(wildcard $(PROTOS)/*.proto)
+
 %/created.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Embedlane needs Python 3.11 or newer: set PYTHON=/path/to/python3.11"; exit 1; }
@@ -83,7 +88,7 @@ UV_COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes
 lock:
 	$(UV_COMPILE) --extra cpu -o requirements/cpu.lock
 	$(UV_COMPILE) --extra gpu -c requirements/cpu.lock -o requirements/gpu.lock
-	$(UV_COMPILE) --extra cpu --extra cl100k --extra tracing --group dev -c requirements/cpu.lock -o requirements/dev.lock
+	$(UV_COMPILE) --extra cpu --extra cl100k --extra grpc --extra tracing --group dev -c requirements/cpu.lock -o requirements/dev.lock
 	$(UV_COMPILE) --extra cpu --group export -c requirements/dev.lock -o requirements/export.lock
 
 clean:

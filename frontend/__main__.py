@@ -10,7 +10,6 @@ from __future__ import annotations
 import frontend.calm  # noqa: F401 - first: it loads what is imported below
 
 # isort: split
-import gc
 import os
 import socket
 import stat
@@ -28,7 +27,7 @@ from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.metrics import counting
-from ipc.process import raise_descriptor_limit
+from ipc.process import calm_collector, raise_descriptor_limit
 from ipc.settings import Settings, load_settings
 
 BACKLOG = 2048
@@ -79,17 +78,6 @@ def serve(settings: Settings, process: str) -> int:
     server = Server(config, settings.request_timeout_ms / 1e3)
     server.run(sockets=[listener])
     return 0 if server.started else 1
-
-
-def calm_collector() -> None:
-    """Keep the garbage collector from going through modules and live requests again and again.
-
-    With the default threshold of 700 new objects every few requests start a collection that frees nothing: it was
-    13 % of a front end's time at full load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def inherited_socket() -> socket.socket | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from frontend.keys import KeyRing, make_secret
+from frontend.keys import Key, KeyRing, make_secret
 from ipc.errors import StartError, Unauthorized
 from ipc.settings import Settings
 
@@ -35,21 +35,22 @@ class Auth:
         if scope["type"] == "http" and (
             scope["path"] not in self._open_paths or scope["method"] not in {"GET", "HEAD"}
         ):
-            self._check(scope)
+            scope[SCOPE_KEY] = authorized(self._keys, scope["headers"])
         await self._app(scope, receive, send)
 
-    def _check(self, scope: Scope) -> None:
-        given = None
-        for name, value in scope["headers"]:
-            if name in {b"authorization", b"x-api-key"}:
-                given = value[7:] if value[:7].lower() == b"bearer " else value
-                key = self._keys.find(given.strip())
-                if key is not None:
-                    scope[SCOPE_KEY] = key
-                    return
-        if given is None:
-            raise Unauthorized("No API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-        raise Unauthorized("This API key is not valid: check it against the server's.")
+
+def authorized(keys: KeyRing, headers: Iterable[tuple[bytes, bytes]]) -> Key:
+    """The key that a request's headers present. Raises Unauthorized."""
+    given = None
+    for name, value in headers:
+        if name in {b"authorization", b"x-api-key"}:
+            given = value[7:] if value[:7].lower() == b"bearer " else value
+            key = keys.find(given.strip())
+            if key is not None:
+                return key
+    if given is None:
+        raise Unauthorized("No API key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
+    raise Unauthorized("This API key is not valid: check it against the server's.")
 
 
 def load_or_make_key(settings: Settings) -> str:

@@ -9,6 +9,7 @@ import itertools
 import re
 import secrets
 import time
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,8 +41,7 @@ class Correlation:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = _given(scope) or f"{_life}{next(_numbers):016x}"
-        scope["correlation_id"] = identity
+        identity = scope["correlation_id"] = identify(scope["headers"])
         correlation_id.set(identity)
         header = (b"x-correlation-id", identity.encode())
         facts = scope[FACTS] = Facts(time.monotonic_ns())
@@ -64,8 +64,9 @@ def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [] if verdict is None else [(name.encode(), value.encode()) for name, value in verdict.headers()]
 
 
-def _given(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
+def identify(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a request's headers give, or a new one."""
+    for name, value in headers:
         if name in HEADERS and SANE.fullmatch(value):
             return str(value, "ascii")
-    return None
+    return f"{_life}{next(_numbers):016x}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 
 from frontend import outcomes
 from frontend.admission import Admission
@@ -18,6 +18,7 @@ from frontend.flight import Call, Take
 from frontend.limits.quota import Quota
 from frontend.model import Model, PromptName
 from frontend.protocol import CONNECTION_LOST
+from frontend.request import Request
 from frontend.request_log import FACTS, Facts
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
 from frontend.tokenizer import Side, Token, Tokens

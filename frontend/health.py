@@ -24,9 +24,17 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """200 if a vector came back within the last second or does so now, else 503 and why."""
     embedder: Embedder = request.app.state.embedder
+    reason = await why_not_ready(embedder)
+    if reason is not None:
+        return json_response(orjson.dumps({"status": "not ready", "reason": reason}), 503)
+    return json_response(orjson.dumps({"status": "ready", "model": embedder.model.bundle.id}))
+
+
+async def why_not_ready(embedder: Embedder) -> str | None:
+    """None if a vector came back within the last second or does so now."""
     if time.monotonic_ns() - embedder.client.last_vector_ns > LATELY_NS:
         try:
             await embedder.probe(PROBE_SECONDS)
         except RequestError as error:
-            return json_response(orjson.dumps({"status": "not ready", "reason": error.message}), 503)
-    return json_response(orjson.dumps({"status": "ready", "model": embedder.model.bundle.id}))
+            return error.message
+    return None

@@ -65,7 +65,7 @@ class RawResponse(Response):
     """
 
     def __init__(self, call: Call, media: str, give_up_at: float, headers: dict[str, str]) -> None:
-        self._pieces = list(_pieces(call))
+        self._pieces = list(pieces(call))
         self._give_up_at = give_up_at
         rows, size = len(call.parts), sum(len(piece.data) for piece in self._pieces)
         dim = size // rows // VALUE_BYTES
@@ -124,7 +124,7 @@ def npy_head(rows: int, dim: int) -> bytes:
     return head.getvalue()
 
 
-def _pieces(call: Call) -> Iterator[Piece]:
+def pieces(call: Call) -> Iterator[Piece]:
     """All vectors in order, neighbouring rows together and so the copies between them."""
     extent: list[Lent] = []
     copies: list[bytes] = []

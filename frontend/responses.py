@@ -1,4 +1,4 @@
-"""Rows → bytes, and errors → status: the one table."""
+"""Rows → bytes, and errors → status: the one table, of HTTP and of gRPC."""
 
 from __future__ import annotations
 
@@ -47,6 +47,25 @@ STATUS: Final[dict[type[RequestError], int]] = {
     EngineFailure: 500,
     PoisonRequest: 500,
     InternalError: 500,
+}
+
+# The same for gRPC, by the names of its codes (`grpc` itself is there only where it is served).
+GRPC_STATUS: Final[dict[type[RequestError], str]] = {
+    InvalidRequest: "INVALID_ARGUMENT",
+    InputTooLong: "INVALID_ARGUMENT",
+    UnsupportedMedia: "INVALID_ARGUMENT",
+    BodyTooLarge: "RESOURCE_EXHAUSTED",
+    Unauthorized: "UNAUTHENTICATED",
+    UnknownRoute: "UNIMPLEMENTED",
+    MethodNotAllowed: "UNIMPLEMENTED",
+    RateLimited: "RESOURCE_EXHAUSTED",
+    Overloaded: "RESOURCE_EXHAUSTED",
+    EngineUnavailable: "UNAVAILABLE",
+    ModelChanged: "UNAVAILABLE",
+    DeadlineExceeded: "DEADLINE_EXCEEDED",
+    EngineFailure: "INTERNAL",
+    PoisonRequest: "INTERNAL",
+    InternalError: "INTERNAL",
 }
 
 # OpenAI's clients know as 400 what those of text-embeddings-inference and of the original gateway know as 422.

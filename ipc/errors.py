@@ -20,7 +20,7 @@ EmbedlaneError
     ├── PoisonRequest      the engine died whenever it ran this request
     └── InternalError      a bug of ours; the log has the traceback under the correlation id
 
-HTTP statuses are not here: `frontend.responses.STATUS` is the one table.
+Statuses are not here: `frontend.responses` has the one table, for HTTP and for gRPC.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What this process uses of the machine."""
+"""What this process uses of the machine, and how much of it goes to its garbage collector."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import time
@@ -28,3 +29,14 @@ def raise_descriptor_limit() -> None:
     # Refused where the hard limit is above what the kernel has come to allow.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def calm_collector() -> None:
+    """Keep the garbage collector from going through modules and live requests again and again.
+
+    With the default threshold of 700 new objects every few requests start a collection that frees nothing: it was
+    13 % of a front end's time at full load.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -31,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     host: Annotated[str, Meta(min_length=1, description="IPv4 address or name to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535, description="TCP port to listen on")] = 8000
+    grpc_port: Annotated[
+        int,
+        Meta(ge=0, le=65535, description="TCP port for gRPC, served by a process of its own (docs/grpc.md); 0: none"),
+    ] = 0
     frontends: Annotated[
         int, Meta(ge=0, le=256, description="HTTP front-end processes; 0: half the cores, two at least")
     ] = 0
@@ -146,9 +150,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.frontends or max(2, cores() // 2)
 
     @property
+    def slab_parts(self) -> int:
+        """Parts that the slab is in: one for each front end, that of gRPC too, and one that is left."""
+        return self.frontend_count + bool(self.grpc_port) + 1
+
+    @property
     def slab_share(self) -> int:
         """Rows of the slab that one front end may have before others go first."""
-        return self.slab_rows // (self.frontend_count + 1)
+        return self.slab_rows // self.slab_parts
 
     @property
     def most_held(self) -> int:
@@ -229,8 +238,8 @@ def _check(settings: Settings) -> None:
             f"EMBEDLANE_RUN_DIR is longer than {MAX_RUN_DIR_BYTES} bytes, too long for a Unix socket's path: "
             "choose a shorter one."
         )
-    if settings.slab_rows < 2 * settings.max_batch_rows * (settings.frontend_count + 1):
+    if settings.slab_rows < 2 * settings.max_batch_rows * settings.slab_parts:
         raise StartError(
             "EMBEDLANE_SLAB_ROWS is too small: every front end's share must hold two batches, so give at least "
-            f"{2 * settings.max_batch_rows * (settings.frontend_count + 1)}."
+            f"{2 * settings.max_batch_rows * settings.slab_parts}."
         )

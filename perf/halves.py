@@ -39,14 +39,19 @@ class Half(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def half_a_server(kind: str, **settings: object) -> Iterator[tuple[Target, dict[str, int]]]:
-    """An engine of this kind and one front end; gives the address and the processes by name."""
+    """An engine of this kind and one front end, with `grpc_port` the one for gRPC too; gives the address and the
+    processes by name.
+    """
     stack = Stack(frontends=1, **settings)  # type: ignore[arg-type]
     with tempfile.TemporaryFile() as output, contextlib.ExitStack() as ends:
         ends.callback(stack.__exit__)
         # Killed processes leave their files, and here there is no supervisor to remove the folder.
         ends.callback(shutil.rmtree, stack.run_dir, ignore_errors=True)
         pids = {}
-        for name, module in (("engine", ["perf.fake_engine", kind]), ("frontend-0", ["frontend"])):
+        modules = {"engine": ["perf.fake_engine", kind], "frontend-0": ["frontend"]}
+        if "grpc_port" in settings:
+            modules["grpc"] = ["frontend.rpc"]
+        for name, module in modules.items():
             process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
                 [sys.executable, "-m", *module],
                 cwd=ROOT,

@@ -36,12 +36,14 @@ def _nothing(_: object) -> None:
 class Generator:
     """A number of open connections, as an async context manager; one loop at a time."""
 
-    def __init__(self, target: Target, connections: int, window: Window = _nothing) -> None:
+    def __init__(
+        self, target: Target, connections: int, window: Window = _nothing, kind: type[Connection] = Connection
+    ) -> None:
         self._target = target
         self._window = window
         self.on_answer: Callable[[Connection], None] = _nothing
         self.on_ready: Callable[[Connection], None] = _nothing
-        self.connections = [Connection(self._answered) for _ in range(connections)]
+        self.connections = [kind(self._answered) for _ in range(connections)]
         self._reopening: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:

@@ -103,6 +103,41 @@ def gateway_table(data: dict[str, Any]) -> str:
     )
 
 
+def protocols_table(data: dict[str, Any]) -> str:
+    """Ways to ask, under each load."""
+    rows = [
+        (
+            f"{load}{about}",
+            way,
+            f"{found['rate']['median']:.0f}",
+            f"{found['p50_ms']['median']:.2f} / {found['p99_ms']['median']:.2f}",
+            spread_text(found["p50_of_json"]),
+            f"{found['frontend_us']['median']:.0f}",
+            spread_text(found["frontend_of_json"]),
+        )
+        for part, about in (("served", ""), ("alone", ", no model"))
+        for load, ways in data[part].items()
+        for way, found in ways.items()
+    ]
+    head = ("load", "way", "requests/s", "p50 / p99, ms", "p50, of JSON's", "front-end CPU, us a request", "of JSON's")
+    libraries = [
+        (
+            name,
+            f"{found['p50_ms']['median']:.2f} / {found['p99_ms']['median']:.2f}",
+            spread_text(found["p50_of_openai"]),
+            f"{found['client_us']['median']:.0f}",
+        )
+        for name, found in data["libraries"].items()
+    ]
+    client_head = (
+        "one text a request, with a library",
+        "p50 / p99, ms",
+        "p50, of openai's",
+        "the client's CPU, us a request",
+    )
+    return f"{table(head, rows)}\n\n{table(client_head, libraries)}"
+
+
 def compare_table(data: dict[str, Any]) -> str:
     """The first system against each of the others."""
     rows = [
@@ -201,6 +236,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "compare": compare_table,
     "scrapes": scrapes_table,
     "tracing": tracing_table,
+    "protocols": protocols_table,
     "gpu": gpu_table,
 }
 

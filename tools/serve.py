@@ -45,6 +45,8 @@ from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
 FIRST_ENGINE = "engine:0"
+# Whether supervisord.conf starts the gRPC front end. No EMBEDLANE_ name: it is no setting.
+GRPC_AUTOSTART = "GRPC_AUTOSTART"
 POLL_SECONDS = 0.1
 WATCH_SECONDS = 2.0
 
@@ -52,7 +54,7 @@ READY = """
 ────────────────────────────────────────────────────────────────────────────────
   Embedlane is ready: {model}
 
-    URL   {url}
+    URL   {url}{grpc}
     Key   {key}
 
   Try it:
@@ -84,7 +86,9 @@ def main() -> int:
             print(f"prepared   {model}, and the key", flush=True)
             return 0
         if part != "engine":
-            _check_port(settings)
+            _check_port(settings.host, settings.port, "EMBEDLANE_PORT")
+            if settings.grpc_port:
+                _check_port(settings.host, settings.grpc_port, "EMBEDLANE_GRPC_PORT")
         run_dir = ensure_run_dir(settings.run_path.absolute())
         env = environment(settings, model, key, run_dir)
         if part == "engine":
@@ -142,6 +146,7 @@ def environment(settings: Settings, model: Path, key: str, run_dir: Path) -> dic
     return {
         **os.environ,
         **{PREFIX + name: str(value) for name, value in resolved.items()},
+        GRPC_AUTOSTART: str(bool(settings.grpc_port)).lower(),
         # supervisord warns root of running as root unless its configuration says so.
         "USER": pwd.getpwuid(os.getuid()).pw_name,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -155,16 +160,16 @@ def _append_output() -> None:
         fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
 
 
-def _check_port(settings: Settings) -> None:
-    """supervisord would only log that it cannot bind, and go on."""
+def _check_port(host: str, port: int, setting: str) -> None:
+    """supervisord would only log that it cannot bind, and go on; gRPC would share the port with another server's."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise StartError(
-                f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): "
-                "stop what uses it, or set EMBEDLANE_HOST or EMBEDLANE_PORT."
+                f"{host}:{port} cannot be listened on ({error.strerror}): "
+                f"stop what uses it, or set EMBEDLANE_HOST or {setting}."
             ) from None
 
 
@@ -218,7 +223,8 @@ def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.
         if not is_announced and _is_ready(url):
             is_announced = True
             notify("READY=1")
-            print(READY.format(model=settings.model, url=url, key=key), flush=True)
+            grpc = f"\n    gRPC  {settings.host}:{settings.grpc_port}" if settings.grpc_port else ""
+            print(READY.format(model=settings.model, url=url, grpc=grpc, key=key), flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisord.wait(WATCH_SECONDS if is_announced else POLL_SECONDS)
     # Nobody but us ends it in order: systemd starts anew what ended with another status.

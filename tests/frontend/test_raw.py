@@ -178,7 +178,7 @@ async def test_neighbours_go_together_and_parts_go_as_they_are() -> None:
     leases = np.full(5, ME, np.uint32)
     call = Call(None, [b"", b"", b"12345678", b"", b""], 0, asyncio.get_running_loop().create_future(), 0)
     call.held = {index: Lent(rows, leases, number) for index, number in ((0, 2), (1, 3), (3, 4), (4, 0))}
-    pieces = list(raw._pieces(call))
+    pieces = list(raw.pieces(call))
     assert [len(piece.lent) for piece in pieces] == [2, 0, 1, 1]
     assert b"".join(piece.data for piece in pieces) == b"".join(
         (rows[2].tobytes(), rows[3].tobytes(), b"12345678", rows[4].tobytes(), rows[0].tobytes())

@@ -11,6 +11,8 @@ from perf.ladder import CannotStart, Rung, climb
 from perf.load_test import LoadTest, run_locust, run_open
 from perf.phases import Server
 from perf.plots import plot_ladder
+from perf.protocols import WAYS
+from perf.protocols import measure as measure_protocols
 from perf.report import markdown
 from perf.restarts import measure_restarts
 from perf.results import load_result, make_result, save_result
@@ -38,6 +40,18 @@ def test_a_bench_judges_every_target_and_makes_a_table(tmp_path: Path) -> None:
     assert bench.open["constant"].shares
     table = markdown(load_result(save_result(make_result("bench", "python -m perf.bench", {}, bench), tmp_path)))
     assert all(f"| {verdict.target} |" in table for verdict in bench.verdicts)
+
+
+def test_every_protocol_is_asked_and_makes_a_table(tmp_path: Path) -> None:
+    found = measure_protocols(1, 0.4, [1])
+    assert set(found.served) > set(found.alone)
+    for ways in (*found.served.values(), *found.alone.values()):
+        assert set(ways) == set(WAYS)
+        assert ways["json"].p50_of_json.median == 1
+        assert all(way.frontend_us.min > 0 and way.generator_us.min > 0 for way in ways.values())
+    assert set(found.libraries) == {"openai", "httpx, raw", "grpcio"}
+    table = markdown(load_result(save_result(make_result("protocols", "python", {}, found), tmp_path)))
+    assert all(f"| {name} |" in table for name in (*WAYS, *found.libraries))
 
 
 def test_a_ladder_measures_every_rung_and_makes_a_table_and_plots(tmp_path: Path) -> None:
