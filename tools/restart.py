@@ -44,7 +44,7 @@ class Restart:
         """Restart each; gives the old process, the new one and the seconds as it goes. Raises StartError."""
         frontends = [process for process in all_processes(self._server) if process.group == FRONTENDS]
         # Those that do not run first: the more serve, the less is missed.
-        for old in sorted(frontends, key=lambda process: process.pid != 0):
+        for old in sorted(frontends, key=lambda process: (process.pid != 0, int(process.name))):
             began = time.monotonic()
             if old.pid:
                 self._check_others(old)

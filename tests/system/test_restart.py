@@ -17,6 +17,8 @@ from perf.stack import ROOT, Stack
 from tests.chaos.load import Load
 from tests.system.processes import is_tidy, wait_for
 from tests.system.test_serve import quiet_bits
+from tools.processes import all_processes
+from tools.serve import supervisor
 
 pytestmark = pytest.mark.system
 
@@ -30,28 +32,35 @@ def restart(stack: Stack) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=stack.env, capture_output=True, text=True, timeout=100, check=False)
 
 
+def running(stack: Stack) -> dict[str, int]:
+    """The front ends that run: supervisord's name and the process id."""
+    with supervisor(stack.run_dir) as server:
+        processes = all_processes(server)
+    return {p.full_name: p.pid for p in sorted(processes, key=lambda p: p.name) if p.group == "frontend" and p.pid}
+
+
 def test_all_front_ends_are_replaced_and_no_request_is_lost() -> None:
     """Nobody tries again: busy connections, new ones for each request, and ones that ask every few seconds."""
     with Stack(frontends=2) as stack:
         bits = quiet_bits(stack)
-        before, engine = stack.pids("frontend"), stack.pids("engine")
+        before, engine = running(stack), stack.pids("engine")
         loads = [
             Load(stack.port, bits, connections=8, seed=1, pause=0.1),
             Load(stack.port, bits, connections=8, seed=2, pause=0.1, fresh=True),
             Load(stack.port, bits, connections=8, seed=3, pause=SECONDS_BETWEEN),
         ]
-        with ExitStack() as running:
+        with ExitStack() as under_way:
             for load in loads:
-                running.enter_context(load)
+                under_way.enter_context(load)
             wait_for(lambda: all(load.counts()["right"] > 8 for load in loads), "answers")
             done = restart(stack)
-        after = stack.pids("frontend")
+        after = running(stack)
         wait_for(lambda: is_tidy(stack), "files of the living alone")
         assert (done.returncode, done.stderr) == (0, "")
         assert [line.split(", ")[0] for line in done.stdout.splitlines()] == [
-            f"frontend:{n}   pid {old} → pid {new}" for n, (old, new) in enumerate(zip(before, after, strict=True))
+            f"{name}   pid {before[name]} → pid {after[name]}" for name in ("frontend:0", "frontend:1")
         ]
-        assert not set(before) & set(after)
+        assert not set(before.values()) & set(after.values())
         assert stack.pids("engine") == engine
     assert [set(load.counts()) for load in loads] == [{"right"}] * 3
     assert [load.refused for load in loads] == [0] * 3
@@ -92,25 +101,26 @@ def test_a_front_end_that_cannot_start_leaves_the_others(spoiled: Stack, tmp_pat
 
 def leaves_the_others(stack: Stack, reason: str) -> None:
     """A restart while there is a fault ends with the first front end, and the server goes on."""
-    _, second = stack.pids("frontend")
+    before = running(stack)
     done = restart(stack)
     assert (done.returncode, done.stdout) == (CANNOT_START, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"embedlane: frontend:0 cannot start ({reason}), so it is left stopped")
-    assert stack.pids("frontend") == [second]
+    assert running(stack) == {"frontend:1": before["frontend:1"]}
     assert stack.status("/ready") == 200
 
 
 def starts_all(stack: Stack) -> None:
     """One once the fault is mended starts the one that does not run, and then restarts the other."""
-    (second,) = stack.pids("frontend")
+    second = running(stack)["frontend:1"]
     done = restart(stack)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split(" → ")[0] for line in done.stdout.splitlines()] == [
         "frontend:0   not running",
         f"frontend:1   pid {second}",
     ]
-    assert second not in stack.pids("frontend")
+    assert len(running(stack)) == 2
+    assert second not in running(stack).values()
 
 
 def test_one_front_end_alone_is_left_alone() -> None:
