@@ -21,7 +21,7 @@ from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from engine.twins import Twins
 from ipc.bundle import load_bundle, locate_bundle
-from ipc.errors import StartError
+from ipc.errors import NoRoom, StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
@@ -33,6 +33,8 @@ from ipc.sockets import ENGINE_SOCKET, bind_engine
 log = logging.getLogger("engine")
 
 STOP_GRACE_NS = 10_000_000_000
+ROOM_SECONDS = 10.0
+ROOM_POLL_SECONDS = 0.05
 
 
 def main() -> int:
@@ -61,7 +63,7 @@ def serve(settings: Settings, run_dir: Path) -> None:
     bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
     runner = open_runner(settings, bundle)
     epoch = Epoch(secrets.randbits(63) | 1)
-    slab = Slab.create(run_dir, epoch, settings.slab_rows, bundle.dim)
+    slab = make_slab(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     lanes = Lanes(runner, slab.rows, lambda: os.eventfd_write(wake_fd, 1))
@@ -112,6 +114,21 @@ def serve(settings: Settings, run_dir: Path) -> None:
     context.destroy(linger=None)
     remove_slabs(run_dir)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
+
+
+def make_slab(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
+    """Wait for room, within reason: the last engine's slab is there until its readers let go, and what else fills the
+    run directory may go as well. Raises StartError.
+    """
+    give_up = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return Slab.create(run_dir, epoch, rows, dim)
+        except NoRoom:
+            remove_slabs(run_dir)
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(ROOM_POLL_SECONDS)
 
 
 def _stop_on_signals(engine: Engine, wake_fd: int) -> None:

@@ -172,7 +172,13 @@ class Engine:
 
     def _on_hello(self, owner: int, frame: bytes, header: Header) -> None:
         # A HELLO can outlive its sender in the socket's buffer; rows lent to the dead would never come back.
-        if frontend_lives(self._run_dir, owner) and self._send(owner, self._welcome):
+        try:
+            lives = frontend_lives(self._run_dir, owner)
+        except OSError as error:
+            # It is said again where it is not answered.
+            log.error("a front end's lock cannot be looked at", extra={"reason": str(error)})
+            return
+        if lives and self._send(owner, self._welcome):
             self._frontends.add(owner)
             log.info("front end joined", extra={"frontend": f"{owner:08x}"})
 
@@ -264,7 +270,12 @@ class Engine:
 
     def _bury(self) -> None:
         """Take back the texts and rows of front ends that died or left."""
-        for owner in self._frontends - living_frontends(self._run_dir):
+        try:
+            living = living_frontends(self._run_dir)
+        except OSError as error:
+            log.error("front ends' locks cannot be looked at", extra={"reason": str(error)})
+            return
+        for owner in self._frontends - living:
             self._frontends.remove(owner)
             dropped, reclaimed = len(self._scheduler.drop_owner(owner)), self._slots.reclaim(owner)
             log.info(

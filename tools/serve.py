@@ -26,7 +26,6 @@ import urllib.request
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from xmlrpc.client import Fault, ServerProxy
 
 import msgspec
@@ -39,6 +38,7 @@ from ipc.errors import StartError
 from ipc.liveness import ENGINE_LOCK, ProcessLock, ensure_run_dir
 from ipc.settings import PREFIX, Settings, load_settings
 from tools.prepare import ensure_bundle
+from tools.supervision import Supervisord
 from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
@@ -176,26 +176,17 @@ def _check_alone(run_dir: Path) -> None:
 
 
 def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Path) -> int:
-    # A session of its own, so that Ctrl-C reaches this process alone and the stop is an orderly one.
-    supervisord = subprocess.Popen(  # noqa: S603 - our own interpreter and configuration
-        [sys.executable, "-m", "supervisor.supervisord", "-c", CONFIGURATION],
-        env=env,
-        start_new_session=True,
-    )
-
-    def stop(*_: int | FrameType | None) -> None:
-        supervisord.terminate()
-
+    supervisord = Supervisord(CONFIGURATION, env)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+        signal.signal(number, supervisord.stop)
     try:
         return _watch(settings, key, run_dir, supervisord)
     finally:
-        stop()
+        supervisord.stop()
         supervisord.wait()
 
 
-def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
+def _watch(settings: Settings, key: str, run_dir: Path, supervisord: Supervisord) -> int:
     """Print the block once the service is ready; end with supervisord, or when a process can never start again."""
     url = f"http://{settings.host}:{settings.port}"
     is_announced = False
