@@ -230,3 +230,45 @@ async def test_an_idle_connection_is_let_go_soon(
     await eventually(lambda: server.server_state.connections)
     server.should_exit = True
     assert await reader.read() == b""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "PATROL_SECONDS", 0.01)
+    for name in ("FIRST_SECONDS", "HEAD_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(protocol, name, 0.05)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", HEAD, b"\r\n", HEAD + b"content-length: 5\r\n\r\nab"],
+    ids=["nothing", "half a head", "an empty line", "half a body"],
+)
+async def test_a_client_that_never_ends_its_request_is_not_waited_for(
+    connect: Connect, impatient: None, sent: bytes
+) -> None:
+    reader, writer = await connect()
+    writer.write(sent)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 408 ") if sent else answer == b""
+
+
+async def test_nor_is_one_that_never_ends_its_second(connect: Connect, impatient: None) -> None:
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 0\r\n\r\n")
+    assert await answer(reader) == (200, b"0")
+    writer.write(HEAD)
+    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_an_answer_that_takes_long_is_no_fault_of_the_client(
+    connect: Connect, app: Counting, impatient: None
+) -> None:
+    app.gate.clear()
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 2\r\n\r\nab" + HEAD)
+    await eventually(lambda: app.begun)
+    # The half of a second head is late by then, and waits for the first answer all the same.
+    await asyncio.sleep(0.2)
+    app.gate.set()
+    assert await answer(reader) == (200, b"2")
