@@ -123,6 +123,8 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection that nobody waits for them."""
         super().connection_lost(exc)
+        # After a reset uvicorn lets its timer run, which keeps all there is of the connection for 75 s.
+        self._unset_keepalive_if_required()
         self._patrol.cancel()
         self._lost.set_result(None)
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import struct
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import cast
@@ -272,3 +275,21 @@ async def test_an_answer_that_takes_long_is_no_fault_of_the_client(
     await asyncio.sleep(0.2)
     app.gate.set()
     assert await answer(reader) == (200, b"2")
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
+async def test_nothing_is_kept_of_a_connection_that_has_ended(
+    connect: Connect, server: uvicorn.Server, is_reset: bool
+) -> None:
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 0\r\n\r\n")
+    assert await answer(reader) == (200, b"0")
+    [connection] = server.server_state.connections
+    left = weakref.ref(connection)
+    del connection
+    if is_reset:
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+    await eventually(lambda: not server.server_state.connections)
+    await eventually(lambda: gc.collect() >= 0 and left() is None)
