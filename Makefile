@@ -11,7 +11,7 @@ CODE := ipc frontend engine tools perf monitoring tests examples
 TORCH := torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: serve restart test test-export test-programs test-containers bench bench-full load-test check format protos lock clean
+.PHONY: serve restart test test-export test-programs test-containers chaos fuzz bench bench-full load-test check format protos lock clean
 
 serve: $(VENV)/$(EXTRA).stamp
 	@$(BIN)/python -m tools.serve
@@ -33,6 +33,13 @@ test-export: $(EXPORT_VENV)/export.stamp
 # As root on Debian: installs podman and more, and takes minutes. docs/containers.md
 test-containers:
 	@tests/containers/run
+
+# 500 random faults in 20 minutes, and 100,000 requests and a million frames that are almost valid: docs/reliability.md.
+chaos: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.chaos.faults
+
+fuzz: $(VENV)/dev.stamp
+	@$(BIN)/python -m tests.chaos.fuzz
 
 # Figures and how they come about: docs/measuring.md.
 bench: $(VENV)/dev.stamp

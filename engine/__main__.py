@@ -27,7 +27,7 @@ from engine.twins import Twins
 from engine.watchdog import Watchdog
 from ipc.bundle import Bundle, load_bundle, locate_bundle
 from ipc.choice import as_chosen
-from ipc.errors import StartError
+from ipc.errors import NoRoom, StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.messages import Welcome
@@ -40,6 +40,8 @@ from ipc.sockets import ENGINE_SOCKET, bind_engine
 log = logging.getLogger("engine")
 
 STOP_GRACE_NS = 10_000_000_000
+ROOM_SECONDS = 10.0
+ROOM_POLL_SECONDS = 0.05
 
 
 def main() -> int:
@@ -92,7 +94,7 @@ def load(settings: Settings, run_dir: Path, epoch: Epoch) -> Loaded:
     began = time.monotonic()
     bundle = load_bundle(locate_bundle(settings.model, settings.data_path))
     runner = open_runner(settings, bundle)
-    slab = Slab.create(run_dir, epoch, settings.slab_rows, bundle.dim)
+    slab = make_slab(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
     kind = {"device": runner.device, "precision": runner.precision, "lanes": runner.lanes}
     log.info("loaded", extra={"model": bundle.id, **kind, "seconds": round(time.monotonic() - began, 2)})
@@ -137,6 +139,21 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
     watchdog.stop()
     context.destroy(linger=None)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
+
+
+def make_slab(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
+    """Wait for room, within reason: the last engine's slab is there until its readers let go, and what else fills the
+    run directory may go as well. Raises StartError.
+    """
+    give_up = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return Slab.create(run_dir, epoch, rows, dim)
+        except NoRoom:
+            remove_slabs(run_dir)
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(ROOM_POLL_SECONDS)
 
 
 def _stop_on_signals(engine: Engine, wake_fd: int) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engine.bisection import Ran, run_parts
 from engine.runners import Runner, WideRunner
 from engine.scheduler import Item
 from ipc.slab import Rows
-
-log = logging.getLogger(__name__)
 
 # A batch of so few tokens (a few ms) that is alone runs in the loop's own thread: waking a lane and being woken by it
 # takes longer than what may arrive meanwhile would lose.
@@ -36,10 +31,8 @@ class Batch:
     started: int
     alone: bool = False
     compute_ns: int = 0
-    # Tokens that were computed for nothing but the batch's shape.
-    padding: int = 0
-    # Which rows hold numbers; None where the run itself failed.
-    finite: NDArray[np.bool_] | None = None
+    # Empty until it has run.
+    ran: Ran = field(default_factory=Ran)
 
     @property
     def tokens(self) -> int:
@@ -128,15 +121,8 @@ class Lanes:
 
     def _run(self, batch: Batch) -> None:
         rows = self._rows[batch.first : batch.first + len(batch.items)]
+        run = self._run_alone if batch.alone else self._run_batch
         began, cpu = time.monotonic_ns(), time.thread_time_ns()
-        try:
-            run = self._run_alone if batch.alone else self._run_batch
-            batch.padding = run([item.ids for item in batch.items], rows)
-            self.run_cpu_ns += time.thread_time_ns() - cpu
-            batch.finite = np.asarray(np.isfinite(rows).all(axis=1))
-        except Exception:
-            sequences = [item.sequence for item in batch.items]
-            log.exception(
-                "a batch failed", extra={"sequences": sequences, "lengths": [len(i.ids) for i in batch.items]}
-            )
+        batch.ran = run_parts(run, [i.ids for i in batch.items], rows, [i.sequence for i in batch.items])
+        self.run_cpu_ns += time.thread_time_ns() - cpu
         batch.compute_ns = time.monotonic_ns() - began

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # Bound on one turn's reading, so that a flood of messages cannot keep finished batches from their readers.
 RECEIVE_BUDGET = 256
 BURY_EVERY_NS = 250_000_000
+WARN_EVERY_NS = 1_000_000_000
 ROWS_RETRY_NS = 1_000_000
 # While every lane works nothing new could start, and each waking would only take a core from them.
 BUSY_READ_NS = 10_000_000
@@ -85,7 +86,7 @@ class Engine:
         self._wake_fd = wake_fd
         self._stop_by: int | None = None
         self._says_bye = False
-        self._bury_at = 0
+        self._bury_at = self._warn_at = 0
         self._short_of_rows = False
         self._company_until = 0
         self._handlers: dict[Type, Callable[[int, bytes, Header], None]] = {
@@ -174,11 +175,20 @@ class Engine:
             handler(owner, rest[0], header)
         except MalformedFrame as error:
             self.counters.malformed += 1
-            log.warning("frame dropped", extra={"reason": str(error)})
+            # Not each: who sends one may send a million.
+            if time.monotonic_ns() >= self._warn_at:
+                self._warn_at = time.monotonic_ns() + WARN_EVERY_NS
+                log.warning("frame dropped", extra={"reason": str(error), "dropped": self.counters.malformed})
 
     def _on_hello(self, owner: int, frame: bytes, header: Header) -> None:
         # A HELLO can outlive its sender in the socket's buffer; rows lent to the dead would never come back.
-        if frontend_lives(self._run_dir, owner) and self._send(owner, self._welcome):
+        try:
+            lives = frontend_lives(self._run_dir, owner)
+        except OSError as error:
+            # It is said again where it is not answered.
+            log.error("a front end's lock cannot be looked at", extra={"reason": str(error)})
+            return
+        if lives and self._send(owner, self._welcome):
             self._frontends.add(owner)
             log.info("front end joined", extra={"frontend": f"{owner:08x}"})
 
@@ -270,7 +280,12 @@ class Engine:
 
     def _bury(self) -> None:
         """Take back the texts and rows of front ends that died or left."""
-        for owner in self._frontends - living_frontends(self._run_dir):
+        try:
+            living = living_frontends(self._run_dir)
+        except OSError as error:
+            log.error("front ends' locks cannot be looked at", extra={"reason": str(error)})
+            return
+        for owner in self._frontends - living:
             self._frontends.remove(owner)
             dropped, reclaimed = len(self._scheduler.drop_owner(owner)), self._slots.reclaim(owner)
             log.info(

@@ -54,6 +54,8 @@ class EngineMetrics:
             outcome: Advance(outcomes.labels(outcome))
             for outcome in ("computed", "shared", "expired", "refused", "failed")
         }
+        self._failed_runs = counter("embedlane_engine_failed_runs", "Runs that raised; their halves are run again.")
+        self._starved = counter("embedlane_engine_starved_batches", "Batches that found no memory, and were cut.")
         self._malformed = counter("embedlane_engine_malformed_frames", "Frames from front ends that were dropped.")
         self._unsent = counter("embedlane_engine_unsent_messages", "Messages for front ends that were gone or full.")
         self._queued_texts = gauge("embedlane_engine_queued_texts", "Texts that wait for a batch.", "priority")
@@ -81,7 +83,7 @@ class EngineMetrics:
         self._compute.observe(batch.compute_ns / 1e9)
         self._texts.observe(len(batch.items))
         self._tokens.observe(batch.tokens)
-        self._padding.inc(batch.padding)
+        self._padding.inc(batch.ran.padding)
         for item in batch.items:
             self._wait.observe((batch.started - item.arrived) / 1e9)
 
@@ -90,6 +92,8 @@ class EngineMetrics:
         self._outcomes["computed"].to(counters.items - counters.failed)
         for outcome in ("shared", "expired", "refused", "failed"):
             self._outcomes[outcome].to(getattr(counters, outcome))
+        self._failed_runs.to(counters.failed_runs)
+        self._starved.to(counters.starved)
         self._malformed.to(counters.malformed)
         self._unsent.to(counters.unsent)
         for priority in Priority:

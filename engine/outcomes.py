@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from engine.bisection import SMALL_NS, Ran
 from engine.lanes import Batch, Lanes
 from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
@@ -18,7 +19,10 @@ Outcome: TypeAlias = tuple[Item, int, Status, int]
 
 @dataclass(slots=True)
 class Counters:
-    """What became of texts and messages, logged when the loop stops: `items` were run, `shared` were twins of these."""
+    """What became of texts and messages, logged when the loop stops: `items` were run, `shared` were twins of these.
+
+    `failed_runs` are those that raised, `starved` the batches that found no memory.
+    """
 
     items: int = 0
     batches: int = 0
@@ -26,6 +30,8 @@ class Counters:
     expired: int = 0
     refused: int = 0
     failed: int = 0
+    failed_runs: int = 0
+    starved: int = 0
     malformed: int = 0
     unsent: int = 0
 
@@ -44,15 +50,14 @@ class Outcomes:
 
     def of(self, batch: Batch) -> Iterator[Outcome]:
         """For each text of the batch and each twin that its vector serves; nothing for texts of the dead."""
-        self._counters.batches += 1
-        self._counters.items += len(batch.items)
-        for row, item in enumerate(batch.items, batch.first):
+        self._count(batch, batch.ran)
+        for row, (item, is_good) in enumerate(zip(batch.items, batch.ran.finite, strict=True), batch.first):
             twins = self._scheduler.finish(item)
-            if batch.finite is None or not batch.finite[row - batch.first]:
+            if not is_good:
                 self._counters.failed += 1
                 self._slots.give_up(row)
                 yield item, NO_ROW, Status.FAILED, batch.started - item.arrived
-                # It may have been another text of the batch that made the run fail.
+                # It may have failed for want of memory, which there may be now.
                 self._scheduler.add_again(twins)
                 continue
             if twins:
@@ -62,6 +67,14 @@ class Outcomes:
                 yield item, row, Status.OK, batch.started - item.arrived
             else:
                 self._slots.give_up(row)
+
+    def _count(self, batch: Batch, ran: Ran) -> None:
+        self._counters.batches += 1
+        self._counters.items += len(batch.items)
+        self._counters.failed_runs += ran.failures
+        if ran.fits is not None:
+            self._counters.starved += 1
+            self._scheduler.keep_small(ran.fits, until=batch.started + batch.compute_ns + SMALL_NS)
 
     def _copies(self, batch: Batch, row: int, twins: Iterable[Item]) -> Iterator[Outcome]:
         """A row of its own for each twin, with the same bits; where there is none the twin waits as any other text."""

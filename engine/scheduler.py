@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from ipc.messages import Ids, Priority
@@ -105,7 +105,8 @@ class Scheduler:
     """A queue for each priority, each with its own limit, and the choice of the next batch."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._limits = self._full_limits = limits
+        self._small_until = 0
         self._queues = {priority: Queue(limits.queue_items) for priority in Priority}
         self._suspects = self._queues[Priority.SUSPECT]
         self._suspect_runs = False
@@ -119,9 +120,9 @@ class Scheduler:
         return len(queue.waiting), queue.tokens
 
     def add(self, item: Item) -> bool:
-        """Queue a text; False where its priority's queue is full."""
+        """Queue a text; False where its priority's queue is full, or has one of that front end and sequence."""
         queue = self._queues[item.priority]
-        if not queue.has_room:
+        if not queue.has_room or item.key in queue.waiting:
             return False
         queue.add(item)
         return True
@@ -131,6 +132,11 @@ class Scheduler:
         for item in sorted(items, key=lambda item: item.priority):
             was_added = self.add(item)
             assert was_added, "this is a bug: a text has lost its place in the queue"
+
+    def keep_small(self, tokens: int, *, until: int) -> None:
+        """Let no batch have more tokens than this until then (ns), but for one text: larger ones found no memory."""
+        self._limits = replace(self._limits, tokens=min(tokens, self._limits.tokens))
+        self._small_until = until
 
     def finish(self, item: Item) -> Sequence[Item]:
         """To be called for every text that has run; gives others that its vector serves too, none here."""
@@ -161,6 +167,8 @@ class Scheduler:
 
         `idle` says that no other lane works. Texts of front ends in `blocked` stay where they are.
         """
+        if now >= self._small_until:
+            self._limits = self._full_limits
         self._suspect_runs = self._suspect_runs and not idle
         suspect = self._suspects.oldest(blocked)
         if self._suspect_runs or (suspect and not idle):

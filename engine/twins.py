@@ -74,7 +74,7 @@ class Twins(Scheduler):
 
     def _join(self, leader: Item, item: Item) -> bool:
         queue = self._queues[item.priority]
-        if not queue.has_room:
+        if not queue.has_room or item.key in self._leader_of:
             return False
         # It takes one of the places there.
         queue.most -= 1

@@ -29,7 +29,7 @@ class State(IntEnum):
 
 
 class Breaker:
-    """Opens on an engine that is away, answers nothing or fails most texts; closes once one is answered.
+    """Opens on an engine that is away, answers nothing, or fails most texts and ours too; closes once one is answered.
 
     `is_owed` says whether a connected engine has texts to answer. `ask` sends it one text more and gives what ends
     with the answer, or None where there is no engine.
@@ -84,6 +84,16 @@ class Breaker:
         """Remember what became of a text."""
         self._failures.append(failed)
         if failed and len(self._failures) == REMEMBERED and sum(self._failures) > MOST_FAILED * REMEMBERED:
+            self._failures.clear()
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Ask with a text of our own: it may be the texts of one client that fail, and not the engine."""
+        if self.state is State.CLOSED and (answer := self._ask()) is not None:
+            answer.add_done_callback(self._on_doubt)
+
+    def _on_doubt(self, answer: asyncio.Future[None]) -> None:
+        if not answer.cancelled() and answer.exception() is not None and self.state is State.CLOSED:
             self.open("The engine fails on most texts: try again later, its log has the reason.")
 
     def _watch(self) -> None:

@@ -157,7 +157,7 @@ class EngineClient:
             header = messages.parse_header(frame)
             # Before its WELCOME a link has epoch 0, which no engine has.
             is_current = header.epoch == self._link.epoch != 0
-            if header.type is Type.WELCOME:
+            if header.type is Type.WELCOME and not is_current:
                 self._on_welcome(messages.parse_welcome(frame), header)
             elif header.type is Type.REPLY and is_current:
                 self._on_reply(frame, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import typing
 from typing import Any, cast
@@ -11,6 +12,12 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MOST_HEAD_BYTES = 64 << 10
+# A client that keeps a connection by sending its request bit by bit, or nothing, is not waited for longer. The body's
+# time is for 8 MiB over a slow line.
+FIRST_SECONDS, HEAD_SECONDS, BODY_SECONDS = 75.0, 20.0, 120.0
+PATROL_SECONDS = 5.0
+NEVER = math.inf
+LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 CONTINUE = b"HTTP/1.1 100 "
@@ -72,10 +79,11 @@ class OneWrite:
 
 
 class Protocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers exceed 64 KiB by more than one read.
+    """Ends a connection whose request line and headers exceed 64 KiB by more than one read, or that takes too long.
 
-    httptools keeps a head however long it is, so that one client without a key could take all memory. And uvicorn
-    that stops closes idle connections at once, even one whose request is about to be read.
+    httptools keeps a head however long it is, so that one client without a key could take all memory, and uvicorn
+    waits for the rest of a request for ever. And when it stops it closes idle connections at once, even one whose
+    request is about to be read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,6 +94,8 @@ class Protocol(HttpToolsProtocol):
         self._server = cast(Room, self.server_state)
         # The request whose answer was made the connection's last, against its client's wish.
         self._last: RequestResponseCycle | None = None
+        # When what the client owes now is too late, on the loop's clock.
+        self._late_at = NEVER
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._extensions: dict[str, dict[Any, Any]] = {
             CONNECTION_LOST: {"future": self._lost},
@@ -117,11 +127,17 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the requests of this connection that nobody waits for them."""
         super().connection_lost(exc)
+        # After a reset uvicorn lets its timer run, which keeps all there is of the connection for 75 s.
+        self._unset_keepalive_if_required()
+        self._patrol.cancel()
         self._lost.set_result(None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close one that is too many; one that is accepted when the server stops is its client's last here."""
         super().connection_made(transport)
+        # A client that connects is to send something.
+        self._late_at = self.loop.time() + FIRST_SECONDS
+        self._patrol = self.loop.call_later(PATROL_SECONDS, self._look)
         if not self._server.has_room():
             transport.close()
         elif self._server.is_leaving:
@@ -158,6 +174,8 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Count what comes while a head is incomplete; a message that ends within `data` sets the count to 0."""
         if self._is_in_head:
+            if not self._head_bytes:
+                self._late_at = self.loop.time() + HEAD_SECONDS
             self._head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
@@ -172,6 +190,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head was short enough."""
         self._is_in_head = False
+        self._late_at = self.loop.time() + BODY_SECONDS
         super().on_headers_complete()
         # A response to HEAD has no body to take its head along.
         if self.scope["method"] != "HEAD":
@@ -184,3 +203,15 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._is_in_head = True
         self._head_bytes = 0
+        self._late_at = NEVER
+
+    def _look(self) -> None:
+        """End the connection of a client that is too late, once an earlier request of it has its answer."""
+        cycle = self.cycle
+        is_answering = self._is_in_head and not getattr(cycle, "response_complete", True)
+        if self.loop.time() < self._late_at or is_answering or self.transport.is_closing():
+            self._patrol = self.loop.call_later(PATROL_SECONDS, self._look)
+            return
+        if self._head_bytes and (self._is_in_head or not cycle.response_started):
+            self.transport.write(LATE)
+        self.transport.close()

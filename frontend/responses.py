@@ -72,6 +72,11 @@ GRPC_STATUS: Final[dict[type[RequestError], str]] = {
 OPENAI_STATUS: Final = STATUS | {InvalidRequest: 400, InputTooLong: 400}
 
 
+# Beyond these a float32 cannot hold the squares that a vector's length is the sum of.
+SHORTEST: Final = 1e-15
+LONGEST: Final = 1e18
+
+
 def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A response around JSON that is encoded already."""
     return Response(body, status, headers, "application/json")
@@ -120,7 +125,16 @@ def unit_length(take: Callable[[Row], bytes]) -> Callable[[Row], bytes]:
     """Encode the vector scaled to length 1; one of length 0 stays as it is."""
 
     def take_scaled(row: Row) -> bytes:
-        norm = np.linalg.norm(row)
-        return take(row / norm if norm else row)
+        with np.errstate(over="ignore"):
+            norm = np.linalg.norm(row)
+        if not SHORTEST < norm < LONGEST:
+            return take(_scaled_in_double(row))
+        return take(row / norm)
 
     return take_scaled
+
+
+def _scaled_in_double(row: Row) -> Row:
+    exact = row.astype(np.float64)
+    norm = np.linalg.norm(exact)
+    return (exact / norm).astype(np.float32) if norm else row

@@ -2,6 +2,7 @@
 
 EmbedlaneError
 ├── StartError             this process can never start: exit 3, the supervisor must not restart it
+│   └── NoRoom             the run directory has too little room, for now at least
 ├── MalformedFrame         bytes on the ipc socket that are no message of this version
 └── RequestError           the client gets an answer that says so
     ├── InvalidRequest     a field is missing, of the wrong type or out of range
@@ -37,6 +38,10 @@ class StartError(EmbedlaneError):
     """This process can never start as it is configured."""
 
     EXIT_CODE: ClassVar = 3
+
+
+class NoRoom(StartError):
+    """The run directory has no room for what must be there; there may be later."""
 
 
 class MalformedFrame(EmbedlaneError):

@@ -132,7 +132,7 @@ def parse_welcome(frame: bytes) -> Welcome:
     """Read the body of a WELCOME. Raises MalformedFrame."""
     try:
         return msgspec.msgpack.decode(memoryview(frame)[HEADER.size :], type=Welcome)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedFrame(f"WELCOME cannot be read: {error}") from None
 
 

@@ -7,10 +7,9 @@ import gc
 import os
 import resource
 import time
-from pathlib import Path
+from functools import cache
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_STATM = Path("/proc/self/statm")
 
 
 def cpu_seconds() -> float:
@@ -20,7 +19,13 @@ def cpu_seconds() -> float:
 
 def resident_bytes() -> int:
     """Memory of this process that is in RAM, shared pages with it."""
-    return int(_STATM.read_bytes().split()[1]) * _PAGE
+    return int(os.pread(_statm(), 256, 0).split()[1]) * _PAGE
+
+
+@cache
+def _statm() -> int:
+    # Kept open: a process that has no descriptor left goes on, and counts on.
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def raise_descriptor_limit() -> None:

@@ -23,6 +23,7 @@ writes before the reader's reads. A lease is one aligned 32-bit word, so a store
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import secrets
@@ -35,7 +36,7 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc.errors import StartError
+from ipc.errors import NoRoom, StartError
 from ipc.liveness import ProcessLock, is_held
 
 Epoch = NewType("Epoch", int)
@@ -61,7 +62,7 @@ class Slab:
 
     @classmethod
     def create(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
-        """Make the files, zeroed, with their memory set aside. Raises StartError where the tmpfs is too small."""
+        """Make the files, zeroed, with their memory set aside. Raises StartError: NoRoom where it is full."""
         return cls(*(_create(path, size) for path, size in _files(run_dir, epoch, rows, dim)))
 
     @classmethod
@@ -119,7 +120,8 @@ def _create(path: Path, size: int) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise StartError(
+        kind = NoRoom if error.errno == errno.ENOSPC else StartError
+        raise kind(
             f"The slab needs {-(-size >> 20)} MiB in {path.parent}, which cannot be had ({error.strerror}): "
             "free memory there, lower EMBEDLANE_SLAB_ROWS, or set EMBEDLANE_RUN_DIR to a larger tmpfs."
         ) from None

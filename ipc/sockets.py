@@ -37,18 +37,22 @@ def bind_engine(context: Context, run_dir: Path) -> Socket:
 
 
 def connect_frontend(context: Context, run_dir: Path, frontend: int) -> tuple[Socket, Socket]:
-    """Connect a front end's DEALER; gives it and its monitor."""
+    """Connect a front end's DEALER; gives it and its monitor. Raises zmq.ZMQError where no descriptor is left."""
     dealer = context.socket(zmq.DEALER)
-    dealer.setsockopt(zmq.ROUTING_ID, routing_id(frontend))
-    # Nothing is queued for a dead engine and replayed to its successor.
-    dealer.setsockopt(zmq.IMMEDIATE, 1)
-    dealer.setsockopt(zmq.LINGER, 0)
-    dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-    dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    _bound(dealer)
-    # HANDSHAKE_SUCCEEDED and not CONNECTED: a stopped engine's kernel still accepts connections for it.
-    monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-    dealer.connect(_address(run_dir))
+    try:
+        dealer.setsockopt(zmq.ROUTING_ID, routing_id(frontend))
+        # Nothing is queued for a dead engine and replayed to its successor.
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        _bound(dealer)
+        # HANDSHAKE_SUCCEEDED and not CONNECTED: a stopped engine's kernel still accepts connections for it.
+        monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        dealer.connect(_address(run_dir))
+    except zmq.ZMQError:
+        dealer.close(0)
+        raise
     return dealer, monitor
 
 

@@ -26,7 +26,6 @@ import urllib.request
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from xmlrpc.client import Fault, ServerProxy
 
 import msgspec
@@ -41,6 +40,7 @@ from ipc.settings import PREFIX, Settings, load_settings
 from tools.notify import notify
 from tools.prepare import ensure_bundle
 from tools.processes import all_processes, cannot_go_on
+from tools.supervision import Supervisord
 from tools.weights import ensure_weights
 
 CONFIGURATION = Path(__file__).parent.parent / "supervisord.conf"
@@ -181,43 +181,30 @@ def _check_alone(run_dir: Path) -> None:
 
 
 def _supervise(settings: Settings, env: Mapping[str, str], key: str, run_dir: Path, engine: str | None = None) -> int:
-    # A session of its own, so that Ctrl-C reaches this process alone and the stop is an orderly one.
-    supervisord = subprocess.Popen(  # noqa: S603 - our own interpreter and configuration
-        [sys.executable, "-m", "supervisor.supervisord", "-c", CONFIGURATION],
-        env=env,
-        start_new_session=True,
-    )
+    supervisord = Supervisord(CONFIGURATION, env)
 
-    def stop(*_: int | FrameType | None) -> None:
+    def stop(*_: object) -> None:
         notify("STOPPING=1")
-        supervisord.terminate()
+        supervisord.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:
-        if engine is not None:
-            _start(engine, run_dir, supervisord)
-        return _watch(settings, key, run_dir, supervisord)
+        return _watch(settings, key, run_dir, supervisord, engine)
     finally:
         stop()
         supervisord.wait()
 
 
-def _start(engine: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> None:
-    """Have supervisord start this engine as soon as it listens, if it ever does."""
-    while supervisord.poll() is None:
-        with contextlib.suppress(OSError), supervisor(run_dir) as server:
-            server.supervisor.startProcess(engine, False)
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisord.wait(POLL_SECONDS / 10)
-
-
-def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.Popen[bytes]) -> int:
-    """Print the block once the service is ready; end with supervisord, or when a process can never start again."""
+def _watch(settings: Settings, key: str, run_dir: Path, supervisord: Supervisord, engine: str | None) -> int:
+    """Have each supervisord start the engine, print the block once the service is ready; end with the last of them, or
+    when a process can never start again.
+    """
     url = f"http://{settings.host}:{settings.port}"
-    is_announced = False
-    while supervisord.poll() is None:
+    told, is_announced = 0, False
+    while (status := supervisord.poll()) is None:
+        if engine is not None and supervisord.pid != told and _start(engine, run_dir):
+            told = supervisord.pid
         if _cannot_start(run_dir):
             return StartError.EXIT_CODE
         if not is_announced and _is_ready(url):
@@ -225,10 +212,19 @@ def _watch(settings: Settings, key: str, run_dir: Path, supervisord: subprocess.
             notify("READY=1")
             grpc = f"\n    gRPC  {settings.host}:{settings.grpc_port}" if settings.grpc_port else ""
             print(READY.format(model=settings.model, url=url, grpc=grpc, key=key), flush=True)
+        is_settled = is_announced and (engine is None or supervisord.pid == told)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisord.wait(WATCH_SECONDS if is_announced else POLL_SECONDS)
+            supervisord.wait(WATCH_SECONDS if is_settled else POLL_SECONDS)
     # Nobody but us ends it in order: systemd starts anew what ended with another status.
-    return int(supervisord.returncode != 0)
+    return int(status != 0)
+
+
+def _start(engine: str, run_dir: Path) -> bool:
+    """Have supervisord start this engine; False while it does not listen."""
+    with contextlib.suppress(OSError), supervisor(run_dir) as server:
+        server.supervisor.startProcess(engine, False)
+        return True
+    return False
 
 
 def _is_ready(url: str) -> bool:

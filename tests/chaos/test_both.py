@@ -67,17 +67,50 @@ def test_a_stopped_idle_front_end_harms_nobody(stack: Stack, bits: dict[str, byt
     wait_for(lambda: is_tidy(stack), "the files of both front ends")
 
 
-def test_supervisor_killed(stack: Stack, bits: dict[str, bytes]) -> None:
-    """Its children live on without it; once they have ended, the next start finds no trace of them."""
+def test_supervisor_killed_under_load(stack: Stack, bits: dict[str, bytes]) -> None:
+    """What it ran is ended, requests first, and all starts again without a hand; the end is as orderly as ever."""
+    old = family(stack.process.pid)[1:] if stack.process else []
+    supervisor = next(p for p in old if "supervisor.supervisord" in p.cmdline())
+    with Load(stack.port, bits, connections=8, seed=13) as load:
+        wait_for(lambda: load.counts()["right"] > 20, "right answers")
+        supervisor.kill()
+        wait_for(lambda: all(is_gone(process) for process in old), "the end of all that it ran")
+        answered = load.counts()["right"]
+        wait_for(lambda: load.counts()["right"] > answered + 50, "right answers")
+    # A connection that nobody has accepted yet is lost with the listening socket, and no other.
+    assert set(load.counts()) <= {"right", "lost"}
+    wait_for(lambda: is_tidy(stack), "only files of the living")
+    assert stack.stop() == 0
+    assert not stack.run_dir.exists()
+
+
+def test_serve_killed(stack: Stack, bits: dict[str, bytes]) -> None:
+    """Its supervisord ends in order with it, and what may be left is in nobody's way."""
+    assert stack.process is not None
+    processes = family(stack.process.pid)
+    stack.process.kill()
+    stack.process.wait()
+    wait_for(lambda: all(is_gone(process) for process in processes), "the end of all that it ran")
+    stack.start()
+    with Load(stack.port, bits, connections=4, seed=13) as load:
+        wait_for(lambda: load.counts()["right"] > 20, "right answers")
+    assert set(load.counts()) == {"right"}
+    assert is_tidy(stack)
+
+
+def test_serve_and_supervisor_killed_at_once(stack: Stack, bits: dict[str, bytes]) -> None:
+    """Nobody is left to end the others: a new start says so, and once they have ended it finds no trace of them."""
     assert stack.process is not None
     processes = family(stack.process.pid)
     supervisor = next(p for p in processes if "supervisor.supervisord" in p.cmdline())
     orphans = supervisor.children()
     assert len(orphans) == 3
     try:
+        # Stopped first, so that neither can act on the other's end.
+        supervisor.suspend()
+        stack.process.kill()
+        stack.process.wait()
         supervisor.kill()
-        # serve has nothing left to wait for; it ends, and takes the run directory with it.
-        stack.process.wait(30)
         # The orphans have the port, and say so by having it: a second server beside them would be worse than none.
         stack.start(wait=False)
         assert stack.process is not None

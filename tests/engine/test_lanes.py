@@ -38,21 +38,19 @@ def fixture() -> Iterator[Fixture]:
 def test_a_batch_is_written_to_its_rows(fixture: Fixture) -> None:
     batch = fixture.run(3, [1, 2], [3, 4])
     assert fixture.rows.tolist() == [[0, 0]] * 3 + [[2, 3], [2, 7]] + [[0, 0]] * 3
-    assert batch.finite is not None
-    assert batch.finite.tolist() == [True, True]
+    assert batch.ran.finite.tolist() == [True, True]
     assert batch.compute_ns > 0
 
 
 def test_rows_that_are_no_numbers_are_marked(fixture: Fixture) -> None:
     batch = fixture.run(0, [1, 2], [NOT_A_NUMBER, 4])
-    assert batch.finite is not None
-    assert batch.finite.tolist() == [True, False]
+    assert batch.ran.finite.tolist() == [True, False]
 
 
-def test_a_failing_run_ends_its_batch_and_not_its_lane(fixture: Fixture) -> None:
+def test_a_failing_run_ends_its_text_and_not_its_lane(fixture: Fixture) -> None:
     for _ in range(fixture.runner.lanes + 1):
-        assert fixture.run(0, [FAILS]).finite is None
-    assert fixture.run(0, [1]).finite is not None
+        assert fixture.run(0, [1], [FAILS]).ran.finite.tolist() == [True, False]
+    assert fixture.run(0, [1]).ran.finite.tolist() == [True]
 
 
 def test_lanes_run_at_once_and_say_when_none_is_free(fixture: Fixture) -> None:
@@ -86,7 +84,7 @@ def test_a_brief_batch_that_is_alone_has_run_when_start_returns(wide: tuple[Wide
     fixture.lanes.start(lone(BRIEF_TOKENS))
     assert fixture.lanes.busy == 1
     [batch] = fixture.lanes.collect()
-    assert batch.finite is not None
+    assert batch.ran.finite.tolist() == [True]
     assert fixture.rows[0].tolist() == [BRIEF_TOKENS, BRIEF_TOKENS]
     assert runner.alone == [threading.current_thread().name]
     assert not fixture.lanes.busy

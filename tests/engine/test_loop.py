@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,8 @@ from engine.slots import Slots
 from engine.twins import Twins
 from ipc import messages
 from ipc.liveness import FrontendIdentity
-from ipc.messages import Status, Submission, Type, Welcome
-from ipc.slab import Epoch, Slab
+from ipc.messages import Ids, Status, Submission, Type, Welcome
+from ipc.slab import Epoch, Rows, Slab
 from ipc.sockets import bind_engine, connect_frontend
 from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner, WideSumRunner
 
@@ -217,11 +217,50 @@ def test_a_runner_that_packs_gets_texts_of_several_lengths_at_once(running: Runn
     assert sorted(runner.batches) == [1, 1, 3]
 
 
-def test_a_failing_run_fails_its_texts_and_no_other(running: Running) -> None:
+def busy(running: Running, runner: SumRunner) -> Frontend:
+    """A front end whose texts 1 and 2 keep both lanes until the gate is opened: what comes next shares a batch."""
     frontend = running.join()
-    frontend.submit([FAILS], [1, 2])
-    assert {s: status for s, (_, status) in frontend.replies(2).items()} == {1: Status.FAILED, 2: Status.OK}
-    assert running.engine.counters.failed == 1
+    runner.gate.clear()
+    for sequence in (1, 2):
+        frontend.submit([7], first=sequence)
+        runner.wait_started()
+    return frontend
+
+
+def test_a_text_that_fails_fails_alone_in_its_batch(running: Running, runner: SumRunner) -> None:
+    frontend = busy(running, runner)
+    frontend.submit([1, 1], [1, FAILS], [1, 2], [1, 3], first=10)
+    until(lambda: len(running.scheduler) == 4)
+    runner.gate.set()
+    replies = frontend.replies(6)
+    assert {s for s, (_, status) in replies.items() if status == Status.FAILED} == {11}
+    assert [frontend.slab.rows[replies[s][0]].tolist() for s in (10, 12, 13)] == [[2, 2], [2, 3], [2, 4]]
+    assert (running.engine.counters.failed, running.engine.counters.failed_runs) == (1, 3)
+
+
+def test_a_batch_without_memory_is_cut_and_the_next_are_smaller(
+    running: Running, runner: SumRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runner.run
+
+    def run(texts: Sequence[Ids], rows: Rows) -> int:
+        if len(texts) > 2:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return whole(texts, rows)
+
+    monkeypatch.setattr(running.lanes, "_run_batch", run)
+    frontend = busy(running, runner)
+    frontend.submit(*([n, n] for n in range(8)), first=10)
+    until(lambda: len(running.scheduler) == 8)
+    runner.gate.set()
+    assert {s: v for s, v in frontend.vectors(10).items() if s > 2} == {10 + n: [2, 2 * n] for n in range(8)}
+    # Two batches of four were formed before the first had failed, or one and then smaller ones.
+    assert running.engine.counters.starved in {1, 2}
+    starved = running.engine.counters.starved
+    frontend.submit(*([n, n] for n in range(8)), first=20)
+    frontend.vectors(8)
+    assert running.engine.counters.starved == starved
+    assert running.engine.counters.failed == 0
 
 
 def test_what_is_no_number_never_leaves(running: Running, runner: SumRunner) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from engine.bisection import Ran
 from engine.lanes import Batch
 from engine.metrics import EngineMetrics
 from engine.outcomes import Counters
@@ -44,7 +45,7 @@ def item(sequence: int, length: int, priority: Priority = Priority.INTERACTIVE, 
 
 def test_a_batch_tells_waits_time_texts_tokens_and_padding(bench: Bench) -> None:
     items = [item(1, 5, arrived=1 * MS), item(2, 5, arrived=3 * MS)]
-    bench.metrics.note(Batch(items, 0, started=4 * MS, compute_ns=8 * MS, padding=6))
+    bench.metrics.note(Batch(items, 0, started=4 * MS, compute_ns=8 * MS, ran=Ran(padding=6)))
     assert bench.value("engine_wait_seconds_sum") == pytest.approx(0.004)
     assert bench.value("engine_wait_seconds_count") == 2
     assert bench.value("engine_wait_seconds_bucket", le="0.001") == 1
@@ -57,11 +58,12 @@ def test_a_batch_tells_waits_time_texts_tokens_and_padding(bench: Bench) -> None
 def test_counters_follow_the_loops(bench: Bench) -> None:
     for items, failed, shared in ((5, 1, 2), (7, 1, 3)):
         bench.counters.items, bench.counters.failed, bench.counters.shared = items, failed, shared
-        bench.counters.malformed = 4
+        bench.counters.malformed, bench.counters.failed_runs, bench.counters.starved = 4, 6, 1
         bench.refresh()
     outcomes = {name: bench.value("engine_texts_total", outcome=name) for name in ("computed", "failed", "shared")}
     assert outcomes == {"computed": 6, "failed": 1, "shared": 3}
     assert bench.value("engine_malformed_frames_total") == 4
+    assert (bench.value("engine_failed_runs_total"), bench.value("engine_starved_batches_total")) == (6, 1)
 
 
 def test_what_waits_and_what_is_lent(bench: Bench) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine.bisection import Ran
 from engine.lanes import Batch, Lanes
 from engine.outcomes import NO_ROW, Counters, Outcomes
 from engine.scheduler import Item, Limits
@@ -47,7 +48,7 @@ class Bench:
         return Batch(batch, 0, now)
 
     def end(self, batch: Batch, *finite: bool) -> dict[tuple[int, int], tuple[int, Status, int]]:
-        batch.finite = np.array(finite) if finite else None
+        batch.ran = Ran(np.array(finite))
         return {text.key: (row, status, wait) for text, row, status, wait in self.outcomes.of(batch)}
 
 
@@ -114,10 +115,9 @@ def test_a_twin_takes_no_row_beyond_its_front_ends_share(bench: Bench) -> None:
     assert bench.scheduler.next_batch(0, idle=True).batch == [over]
 
 
-@pytest.mark.parametrize("finite", [(), (False,)], ids=["the run", "the numbers"])
-def test_a_twin_does_not_fail_with_its_leader(bench: Bench, finite: tuple[bool, ...]) -> None:
+def test_a_twin_does_not_fail_with_its_leader(bench: Bench) -> None:
     leader, second, third = item(1), item(2), item(3)
-    assert bench.end(bench.start(leader, second, third), *finite) == {leader.key: (NO_ROW, Status.FAILED, 0)}
+    assert bench.end(bench.start(leader, second, third), False) == {leader.key: (NO_ROW, Status.FAILED, 0)}
     again = bench.start()
     assert again.items == [second]
     assert bench.end(again, True).keys() == {second.key, third.key}

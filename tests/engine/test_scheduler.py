@@ -64,6 +64,20 @@ def test_a_text_longer_than_the_token_bound_goes_alone() -> None:
     assert len(scheduler.next_batch(0, idle=False).batch) == 1
 
 
+@pytest.mark.parametrize("mixes_lengths", [False, True])
+def test_batches_are_small_for_a_while_after_one_that_found_no_memory(mixes_lengths: bool) -> None:
+    scheduler = scheduler_with((item(8) for _ in range(13)), replace(LIMITS, mixes_lengths=mixes_lengths))
+    scheduler.keep_small(16, until=1000)
+    assert len(scheduler.next_batch(0, idle=False).batch) == 2
+    scheduler.keep_small(24, until=2000)
+    assert len(scheduler.next_batch(1999, idle=True).batch) == 2, "never larger than what was found to fit"
+    scheduler.keep_small(1, until=3000)
+    assert len(scheduler.next_batch(2000, idle=True).batch) == 1
+    assert len(scheduler.next_batch(3000, idle=True).batch) == LIMITS.rows
+    scheduler.keep_small(100, until=4000)
+    assert len(scheduler.next_batch(3000, idle=True).batch) == LIMITS.rows, "nor than there may be"
+
+
 def test_a_batch_holds_one_length_and_goes_by_the_oldest() -> None:
     oldest, other, same = item(3), item(5, arrived=1), item(3, arrived=2)
     scheduler = scheduler_with([oldest, other, same])

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from engine.bisection import Ran
 from engine.lanes import Batch, Lanes
 from engine.outcomes import Counters, Outcomes
 from engine.scheduler import Item, Limits
@@ -258,13 +259,12 @@ class Lives(RuleBasedStateMachine):
         assert turn.batch or turn.expired or not (idle and may_go), "an idle engine must not leave a text waiting"
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), runs=st.sampled_from(MOSTLY))
-    def end(self, data: st.DataObject, runs: bool) -> None:
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
         batch = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         size = len(batch.items)
-        if runs:
-            batch.finite = np.array(data.draw(st.lists(st.sampled_from(MOSTLY), min_size=size, max_size=size)))
-        good = batch.finite if batch.finite is not None else np.zeros(size, bool)
+        good = np.array(data.draw(st.lists(st.sampled_from(MOSTLY), min_size=size, max_size=size)))
+        batch.ran = Ran(good)
         fate = {i.key: Status.OK if ok else Status.FAILED for i, ok in zip(batch.items, good, strict=True)}
         for text, row, status, wait in self.outcomes.of(batch):
             assert wait >= 0
@@ -305,7 +305,7 @@ class Lives(RuleBasedStateMachine):
         for _ in range(len(self.waiting) + 1):
             self.leases[:] = FREE
             for batch in self.running:
-                batch.finite = np.ones(len(batch.items), bool)
+                batch.ran = Ran(np.ones(len(batch.items), bool))
                 for text, *_ in self.outcomes.of(batch):
                     self.waiting.pop(text.key, None)
             self.running.clear()

@@ -8,7 +8,7 @@ import pytest
 
 from frontend import breaker as module
 from frontend.breaker import MOST_FAILED, REMEMBERED, Breaker, State
-from ipc.errors import EngineUnavailable
+from ipc.errors import EngineFailure, EngineUnavailable
 from tests.frontend.peer import eventually
 
 pytestmark = pytest.mark.anyio
@@ -104,15 +104,24 @@ async def test_while_no_engine_is_connected_nobody_is_asked(engine: Engine) -> N
     await eventually(lambda: engine.state is State.HALF_OPEN)
 
 
-async def test_it_opens_where_most_texts_fail(engine: Engine) -> None:
+@pytest.mark.parametrize("ours_fails", [True, False])
+async def test_it_opens_where_most_texts_fail_and_its_own_too(engine: Engine, ours_fails: bool) -> None:
     failing = int(REMEMBERED * MOST_FAILED) + 1
     for _ in range(REMEMBERED - failing):
         engine.breaker.note(failed=False)
     for _ in range(failing - 1):
         engine.breaker.note(failed=True)
-    engine.breaker.check()
+    assert engine.asked == []
     engine.breaker.note(failed=True)
-    assert engine.state is State.OPEN
+    engine.breaker.check()
+    [answer] = engine.asked
+    if ours_fails:
+        answer.set_exception(EngineFailure("no"))
+        await eventually(lambda: engine.state is not State.CLOSED)
+    else:
+        answer.set_result(None)
+        await asyncio.sleep(0)
+        assert engine.state is State.CLOSED, "it was the texts of somebody"
 
 
 async def test_a_few_failing_texts_among_many_change_nothing(engine: Engine) -> None:

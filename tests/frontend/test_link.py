@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -173,3 +174,34 @@ async def test_a_closed_link_still_reads_its_slab(own: Own, start_peer: StartPee
 
 async def test_before_the_welcome_nothing_is_known_to_run(own: Own) -> None:
     assert own().link.died_with() == set()
+
+
+async def test_a_link_without_descriptors_is_opened_once_there_are_some(
+    own: Own, start_peer: StartPeer, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = start_peer()
+    tries = 0
+
+    def none_left(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise zmq.ZMQError(errno.EMFILE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "connect_frontend", none_left)
+        owner = own()
+        await eventually(lambda: tries > 2)
+        assert not owner.link.send(b"")
+        assert len(living_frontends(run_dir)) == 1, "every try has the same identity"
+    await welcomed(owner, peer)
+
+
+async def test_hello_is_said_again_to_an_engine_that_did_not_answer(
+    own: Own, start_peer: StartPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "HELLO_SECONDS", 0.01)
+    peer = start_peer(welcomes=False)
+    owner = own()
+    await eventually(lambda: peer.log.count(Type.HELLO) > 2)
+    peer.welcomes = True
+    await welcomed(owner, peer)

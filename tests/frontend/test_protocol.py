@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
+import struct
+import weakref
 from collections.abc import Iterable
 from typing import cast
 
 import pytest
+import uvicorn
 
+from frontend import protocol
 from frontend.protocol import CONTINUE, MOST_HEAD_BYTES, OneWrite
 from tests.frontend.counting import HEAD, Connect, Counting, answer, app, connect, request, server
 from tests.frontend.peer import eventually
@@ -112,3 +118,63 @@ async def test_the_answer_to_head_has_no_body_and_is_sent(connect: Connect) -> N
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     writer.write(request(1))
     assert await answer(reader) == (200, b"1")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "PATROL_SECONDS", 0.01)
+    for name in ("FIRST_SECONDS", "HEAD_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(protocol, name, 0.05)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", HEAD, b"\r\n", HEAD + b"content-length: 5\r\n\r\nab"],
+    ids=["nothing", "half a head", "an empty line", "half a body"],
+)
+async def test_a_client_that_never_ends_its_request_is_not_waited_for(
+    connect: Connect, impatient: None, sent: bytes
+) -> None:
+    reader, writer = await connect()
+    writer.write(sent)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 408 ") if sent else answer == b""
+
+
+async def test_nor_is_one_that_never_ends_its_second(connect: Connect, impatient: None) -> None:
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 0\r\n\r\n")
+    assert await answer(reader) == (200, b"0")
+    writer.write(HEAD)
+    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_an_answer_that_takes_long_is_no_fault_of_the_client(
+    connect: Connect, app: Counting, impatient: None
+) -> None:
+    app.gate.clear()
+    reader, writer = await connect()
+    writer.write(HEAD + b"content-length: 2\r\n\r\nab" + HEAD)
+    await eventually(lambda: app.begun)
+    # The half of a second head is late by then, and waits for the first answer all the same.
+    await asyncio.sleep(0.2)
+    app.gate.set()
+    assert await answer(reader) == (200, b"2")
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
+async def test_nothing_is_kept_of_a_connection_that_has_ended(server: uvicorn.Server, is_reset: bool) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setblocking(False)
+        await loop.sock_connect(client, server.servers[0].sockets[0].getsockname())
+        await loop.sock_sendall(client, HEAD + b"content-length: 0\r\n\r\n")
+        assert (await loop.sock_recv(client, 1000)).startswith(b"HTTP/1.1 200 ")
+        [connection] = server.server_state.connections
+        left = weakref.ref(connection)
+        del connection
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_reset, 0))
+    await eventually(lambda: not server.server_state.connections)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert left() is None, "a timer of uvicorn's would let go of it in time, too"

@@ -16,6 +16,7 @@ from frontend.responses import (
     error_response,
     json_response,
     json_vector,
+    raw_vector,
     sliced,
 )
 from ipc.errors import InputTooLong, InvalidRequest, MethodNotAllowed, Overloaded, RequestError, Unauthorized
@@ -102,3 +103,14 @@ def test_a_slice_has_length_1_and_leaves_the_row_alone() -> None:
 
 def test_a_slice_of_nothing_is_no_nan() -> None:
     assert json.loads(sliced(json_vector, 2)(np.array([0, 0, 1], np.float32))) == [0, 0]
+
+
+@given(numbers=floats, normalize=st.booleans())
+def test_whatever_the_vector_its_part_is_of_numbers_and_has_length_1(numbers: list[float], normalize: bool) -> None:
+    row = np.array([*numbers, 1.0], np.float32)
+    part = np.frombuffer(sliced(raw_vector, len(numbers), normalize=normalize)(row), np.float32)
+    assert np.isfinite(part).all()
+    if not normalize or not any(row[:-1]):
+        assert part.tolist() == row[:-1].tolist()
+    else:
+        assert np.linalg.norm(part.astype(np.float64)) == pytest.approx(1, rel=1e-6)

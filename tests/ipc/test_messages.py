@@ -149,3 +149,11 @@ def test_sequence_0_is_no_text() -> None:
     frame = messages.submit([Submission(0, 0, 0, ids(1))], EPOCH)
     with pytest.raises(MalformedFrame):
         messages.parse_submit(frame, messages.parse_header(frame))
+
+
+def test_a_welcome_that_is_no_text_is_malformed() -> None:
+    body = Welcome(model="model", digest="f", folder="/b", rows=1, dim=1, device="cpu", precision="fp32")
+    frame = messages.welcome(body, EPOCH).replace(b"model\xa5model", b"model\xa5m\xffdel")
+    assert b"\xff" in frame
+    with pytest.raises(MalformedFrame):
+        messages.parse_welcome(frame)

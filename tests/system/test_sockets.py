@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perf.stack import Stack
+from perf.stack import KEY, Stack
 from tests.system.processes import family, server_end
 from tests.system.wire import Connection
 
@@ -88,6 +88,14 @@ def test_nothing_else_listens(server: Stack) -> None:
     }
     assert ports == {server.port}
     assert Path(server.run_dir).stat().st_mode & 0o777 == 0o700
+
+
+def test_no_key_is_in_a_command_line(server: Stack) -> None:
+    """Every user of the machine can read those."""
+    assert server.process is not None
+    lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in family(server.process.pid)]
+    assert len(lines) == 5
+    assert not any(KEY.encode() in line for line in lines)
 
 
 def test_both_front_ends_serve(server: Stack) -> None:
