@@ -1,4 +1,4 @@
-"""README, docs/api.md, docs/grpc.md and docs/models.md are part of the product: what they say of the code is what the code says."""
+"""README and docs are part of the product: what they say of the code is what the code says."""
 
 from __future__ import annotations
 
