@@ -1,7 +1,9 @@
-"""README, docs/api.md and docs/models.md are part of the product: what they say of the code is what the code says."""
+"""README and docs are part of the product: what they say of the code is what the code says."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tools.families import CONFIGS
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
+GRPC = (ROOT / "docs" / "grpc.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
@@ -39,3 +42,10 @@ def test_every_route_is_documented(route: object) -> None:
 def test_every_architecture_that_is_built_is_documented() -> None:
     built = MODELS.partition("## Built here")[2].partition("##")[0]
     assert [name for name in CONFIGS if f"`{name}`" not in built] == []
+
+
+def test_what_grpc_needs_is_documented() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = re.search(r"pip install (grpcio .+)", GRPC)
+    assert named is not None
+    assert set(named[1].split()) == {each.partition(">")[0] for each in extras["grpc"]}

@@ -324,6 +324,13 @@ def test_without_its_packages_it_says_what_to_install(tmp_path: Path) -> None:
     assert len(said.splitlines()) == 1
 
 
+def test_http_needs_none_of_its_packages(tmp_path: Path) -> None:
+    for name in ("grpc", "grpc_health", "grpc_reflection"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('it is not here')\n")
+    command = [sys.executable, "-c", "import frontend.__main__, tools.serve, engine.__main__"]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True, timeout=WAIT)
+
+
 def test_without_a_port_it_says_what_to_set(tmp_path: Path) -> None:
     status, said = start(tmp_path, {})
     assert (status, len(said.splitlines())) == (CANNOT_START, 1)
