@@ -14,7 +14,7 @@ from ipc.errors import StartError
 from ipc.liveness import ensure_run_dir
 from ipc.log import configure_logging
 from ipc.metrics import counting
-from ipc.process import calm_collector
+from ipc.process import calm_collector, raise_descriptor_limit
 from ipc.settings import Settings, load_settings
 
 
@@ -29,6 +29,7 @@ def main() -> int:
         if not settings.grpc_port:
             raise StartError("EMBEDLANE_GRPC_PORT is 0: set it to the port that gRPC is to be served on.")
         configure_logging("frontend", settings.log_level)
+        raise_descriptor_limit()
         with counting(ensure_run_dir(settings.run_path), "grpc") as process:
             serve(settings, process)
     except StartError as error:
