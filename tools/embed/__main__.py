@@ -7,7 +7,6 @@ where it ended when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,15 +23,10 @@ from tools.embed.remote import Remote
 if TYPE_CHECKING:
     from tools.embed.local import Local
 
-# A thread that waits for the interpreter gets it after this long, a tenth of the default: lanes must not wait for rows
-# that are encoded.
-SWITCH_SECONDS = 0.0005
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit status: 0, 3 for what cannot be done, 130 for Ctrl-C."""
     given = _parser().parse_args(arguments)
-    sys.setswitchinterval(SWITCH_SECONDS)
     options = Options(
         source=given.source,
         out=given.out,
@@ -80,10 +74,7 @@ def open_local(settings: Settings) -> tuple[Local, Model]:
         weights = ensure_weights(settings.model, settings.data_path)
         settings = msgspec.structs.replace(settings, checkpoint=str(weights))
     bundle = load_bundle(folder)
-    runner = open_runner(settings, bundle)
-    # On a CPU the cores are the lanes'; a GPU waits for texts, and its machine's cores for work.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if runner.device == "cpu" else "true")
-    return Local(settings, bundle, runner), Model(bundle.id, settings.max_inputs)
+    return Local(settings, bundle, open_runner(settings, bundle)), Model(bundle.id, settings.max_inputs)
 
 
 def _graph(settings: Settings) -> Precision:

@@ -18,6 +18,8 @@ from ipc.slab import Rows
 
 # A window ends with the row that reaches so many characters, so that its memory is bounded whatever texts are like.
 WINDOW_CHARS = 8 << 20
+# The first window is small, and the next ones double: the model must not wait until thousands of rows are tokenized.
+FIRST_ROWS = 256
 
 
 class Terms(NamedTuple):
@@ -157,7 +159,7 @@ def windows(reader: Reader, first: int, position: int, most_rows: int) -> Iterat
         rows.append(row)
         texts += max(1, len(row.texts))
         chars += sum(map(len, row.texts))
-        if texts >= most_rows or chars >= WINDOW_CHARS:
+        if texts >= min(most_rows, max(FIRST_ROWS, first)) or chars >= WINDOW_CHARS:
             yield Window(first, rows, after, reader.has_requests)
             first, rows, texts, chars = first + len(rows), [], 0, 0
         position = after
