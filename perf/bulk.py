@@ -14,31 +14,20 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from engine.runners.onnx import OnnxRunner
-from engine.scheduler import Limits
 from ipc.bundle import Bundle, hash_file, load_bundle
-from ipc.messages import Ids
-from ipc.settings import DEFAULT_MODEL, PREFIX, Settings
-from ipc.slab import Rows
-from perf.alone import Alone, equal_batches, run_alone, token_ids
+from ipc.settings import DEFAULT_MODEL, PREFIX
+from perf.bulk_rates import Rates, measure_rates
 from perf.ceiling import MOST_FOREIGN
-from perf.procfs import Meter, memory
+from perf.procfs import memory
 from perf.results import ROOT, make_result, save_result
-from perf.stats import Spread, spread
 from perf.texts import make_texts
-from tools.embed.job import Model, Options, embed
-from tools.embed.local import Local
-from tools.embed.window import Job, Window
+from tools.embed.journal import beside
 from tools.prepare import ensure_bundle
 
 LEAST: Final = 0.97
@@ -49,28 +38,6 @@ KILLS: Final = 10
 KILL_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.05
 SETTLED: Final = 0.25
-
-
-class Slice(msgspec.Struct, frozen=True):
-    """One turn of whole files. `parts` is CPU time a text in µs: the model, what is around it in the lanes, tokenizing
-    and sorting, writing, and the rest, which is mostly reading.
-    """
-
-    texts_rate: float
-    cpu_us: float
-    parts: dict[str, float]
-    foreign: float
-
-
-class Rates(msgspec.Struct, frozen=True):
-    """Ratios to the runner alone, of texts/s and of CPU time; `parts` as in Slice, medians."""
-
-    rates: Spread
-    cpu: Spread
-    alone_rate: Spread
-    texts_rate: Spread
-    parts: dict[str, float]
-    foreign: Spread
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -91,118 +58,17 @@ class Bulk(msgspec.Struct, frozen=True):
     identical: bool
 
 
-class TimedRunner:
-    """The runner, and the CPU time that its runs take."""
-
-    def __init__(self, runner: OnnxRunner, clock: Counter[str]) -> None:
-        self.device, self.precision = runner.device, runner.precision
-        self.lanes, self.mixes_lengths = runner.lanes, runner.mixes_lengths
-        self._runner = runner
-        self._clock = clock
-        self._lock = threading.Lock()
-
-    def warm_up(self, rows: Rows) -> None:
-        """See Runner."""
-        self._runner.warm_up(rows)
-
-    def run(self, texts: Sequence[Ids], rows: Rows) -> int:
-        """See Runner."""
-        began = time.thread_time_ns()
-        padding = self._runner.run(texts, rows)
-        with self._lock:
-            self._clock["model"] += time.thread_time_ns() - began
-        return padding
-
-
-class TimedLocal(Local):
-    """The backend, and the CPU time that its parts take."""
-
-    def __init__(self, settings: Settings, bundle: Bundle, runner: OnnxRunner) -> None:
-        self.clock: Counter[str] = Counter()
-        self._clock_lock = threading.Lock()
-        super().__init__(settings, bundle, TimedRunner(runner, self.clock))
-
-    def plan(self, window: Window) -> list[Job]:
-        """See Backend."""
-        began = time.thread_time_ns()
-        jobs = super().plan(window)
-        self.clock["tokenize"] += time.thread_time_ns() - began
-        return jobs
-
-    @contextmanager
-    def worker(self, number: int) -> Iterator[Callable[[Job], int]]:
-        """See Backend."""
-        began = time.thread_time_ns()
-        with super().worker(number) as run:
-            yield run
-        with self._clock_lock:
-            self.clock["lanes"] += time.thread_time_ns() - began
-
-
-def measure_rates(bundle: Bundle, texts: list[str], turns: int, seconds: float, folder: Path) -> Rates:
-    """The runner alone and a slice of the texts, by turns; a slice is compared with the mean of its neighbours."""
-    settings = Settings(model=str(bundle.folder))
-    runner = OnnxRunner(bundle, settings.device, settings.lanes)
-    backend = TimedLocal(settings, bundle, runner)
-    limits = Limits(settings.max_batch_rows, settings.max_batch_tokens, 0, settings.queue_items)
-    each = len(texts) // turns
-    batches = equal_batches(token_ids(bundle, texts[: min(len(texts), 32_768)]), limits)
-    run_alone(runner, bundle.dim, batches, 1.0)
-    alone, slices = [run_alone(runner, bundle.dim, batches, seconds)], []
-    for turn in range(turns):
-        slices.append(_slice(backend, texts[turn * each : (turn + 1) * each], folder))
-        alone.append(run_alone(runner, bundle.dim, batches, seconds))
-        print(f"turn {turn + 1} of {turns}: alone {alone[-1].texts_rate:.0f}, bulk {slices[-1].texts_rate:.0f} texts/s")
-    return _compare(alone, slices)
-
-
-def _slice(backend: TimedLocal, texts: Sequence[str], folder: Path) -> Slice:
-    source, out = folder / "slice.txt", folder / "slice.npy"
-    source.write_text("\n".join(texts))
-    backend.clock.clear()
-    meter = Meter({})
-    meter.window(True)
-    main = time.thread_time_ns()
-    options = Options(source=str(source), out=out, restart=True, quiet=True)
-    embed(options, backend, Model(DEFAULT_MODEL, 1))
-    main = time.thread_time_ns() - main
-    meter.window(False)
-    usage, clock, count = meter.usage, backend.clock, len(texts)
-    used = usage.total() * 1e9
-    nanoseconds = {
-        "model": clock["model"],
-        "lanes": clock["lanes"] - clock["model"],
-        "tokenize": clock["tokenize"],
-        "write": main,
-        "rest": used - clock["lanes"] - clock["tokenize"] - main,
-    }
-    parts = {name: value / count / 1e3 for name, value in nanoseconds.items()}
-    return Slice(count / usage.seconds, used / count / 1e3, parts, usage.foreign)
-
-
-def _compare(alone: Sequence[Alone], slices: Sequence[Slice]) -> Rates:
-    pairs = list(zip(alone, alone[1:], slices, strict=False))
-    return Rates(
-        rates=spread([2 * each.texts_rate / (a.texts_rate + b.texts_rate) for a, b, each in pairs]),
-        cpu=spread([(a.cpu_us + b.cpu_us) / 2 / each.cpu_us for a, b, each in pairs]),
-        alone_rate=spread([each.texts_rate for each in alone]),
-        texts_rate=spread([each.texts_rate for each in slices]),
-        parts={name: spread([each.parts[name] for each in slices]).median for name in slices[0].parts},
-        foreign=spread([each.foreign for each in slices]),
-    )
-
-
 class Command:
     """`python -m tools.embed` on a file of texts."""
 
-    def __init__(self, bundle: Bundle, source: Path) -> None:
+    def __init__(self, bundle: Bundle, source: Path, *options: str) -> None:
         ours = {PREFIX + "MODEL": str(bundle.folder)}
         self._env = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)} | ours
-        self._source = source
+        self._arguments = [str(source), *options]
 
     def start(self, out: Path) -> subprocess.Popen[bytes]:
         """Begin, or go on."""
-        command = [sys.executable, "-m", "tools.embed", str(self._source), str(out), "--quiet"]
+        command = [sys.executable, "-m", "tools.embed", *self._arguments, str(out), "--quiet"]
         return subprocess.Popen(command, cwd=ROOT, env=self._env)  # noqa: S603 - our own command
 
     def run(self, out: Path, size: int) -> Run:
@@ -245,7 +111,7 @@ def _check(process: subprocess.Popen[bytes]) -> None:
 
 
 def _size(out: Path) -> int:
-    partial = out.with_name(f"{out.name}.partial")
+    partial = beside(out, "partial")
     return partial.stat().st_size if partial.exists() else 0
 
 

@@ -110,6 +110,7 @@ def bulk_table(data: dict[str, Any]) -> str:
         ("the runner alone", spread_text(ours["alone_rate"], 0)),
         ("of it, by rate", spread_text(ours["rates"], 3)),
         ("of it, by CPU time", spread_text(ours["cpu"], 3)),
+        ("the same, of batches as a server has them", spread_text(ours["of_served"], 3)),
         ("CPU, us a text", ", ".join(f"{name} {value:.1f}" for name, value in ours["parts"].items())),
         ("memory, a quarter done and most after it, MiB", f"{run['settled']:.0f}, {run['most']:.0f}"),
         ("identical after kills", f"{'yes' if data['identical'] else 'no'}, {data['kills']}"),

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from ipc.bundle import Bundle
-from perf.bulk import Bulk, Command, Rates, Run, measure_rates, missed
+from perf.bulk import Bulk, Command, Run, missed
+from perf.bulk_rates import Rates, measure_rates
 from perf.report import bulk_table
 from perf.stats import Spread, spread
 from perf.texts import make_texts
@@ -24,7 +25,7 @@ def test_a_small_one(bundle: Bundle, tmp_path: Path) -> None:
     assert found.parts["model"] == max(found.parts.values())
     assert all(value > 0 for value in found.parts.values())
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    command, size = Command(bundle, tmp_path / "texts.txt"), len(texts) * bundle.dim * 4
+    command, size = Command(bundle, tmp_path / "texts.txt", "--window", "64"), len(texts) * bundle.dim * 4
     assert command.run_killed(tmp_path / "shaken.npy", size, 1, pause=0) == 1
     # The slices that were measured are the same texts' vectors, by the same model.
     assert (tmp_path / "shaken.npy").read_bytes().endswith((tmp_path / "slice.npy").read_bytes()[128:])
@@ -41,7 +42,7 @@ def test_a_small_one(bundle: Bundle, tmp_path: Path) -> None:
     ],
 )
 def test_targets(rate: float, cpu: float, foreign: float, most: float, identical: bool, misses: list[str]) -> None:
-    rates = Rates(one(rate), one(cpu), one(1.0), one(1.0), {"model": 1.0}, one(foreign))
+    rates = Rates(one(rate), one(cpu), one(1.0), one(1.0), one(1.0), {"model": 1.0}, one(foreign))
     found = Bulk(100, rates, Run(1.0, 100.0, most), 10, identical)
     said = missed(found)
     assert len(said) == len(misses)

@@ -65,7 +65,7 @@ def open_local(settings: Settings) -> tuple[Local, Model]:
     """The runner that the engine would have, in this process; its model's bundle is made where there is none."""
     # Here and not above: a server needs none of this.
     from engine.runners import open_runner  # noqa: PLC0415
-    from tools.embed.local import Local  # noqa: PLC0415
+    from tools.embed.local import Local, with_bulk_batches  # noqa: PLC0415
     from tools.prepare import ensure_bundle  # noqa: PLC0415
     from tools.weights import ensure_weights  # noqa: PLC0415
 
@@ -74,7 +74,8 @@ def open_local(settings: Settings) -> tuple[Local, Model]:
         weights = ensure_weights(settings.model, settings.data_path)
         settings = msgspec.structs.replace(settings, checkpoint=str(weights))
     bundle = load_bundle(folder)
-    return Local(settings, bundle, open_runner(settings, bundle)), Model(bundle.id, settings.max_inputs)
+    runner = open_runner(settings, bundle)
+    return Local(with_bulk_batches(settings, runner.device), bundle, runner), Model(bundle.id, settings.max_inputs)
 
 
 def _graph(settings: Settings) -> Precision:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,20 @@ from tools.embed.window import Fault, Job, Window
 # A thread that waits for the interpreter gets it after this long, a tenth of the default: lanes must not wait for rows
 # that are being encoded.
 SWITCH_SECONDS = 0.0005
+# A tenth faster than all of a window at once, whose encodings fill the caches.
+TOKENIZED_TEXTS = 256
+# Texts of a batch on a CPU, where its tokens allow so many: nobody waits for the first of them (docs/decisions/0016).
+CPU_ROWS = 64
+# What a runner warms up with is of texts as long as this.
+WARM_UP_LENGTH = 32
 NO_IDS: Ids = np.zeros(0, np.int32)
+
+
+def with_bulk_batches(settings: Settings, device: str) -> Settings:
+    """The settings, with larger batches for ONNX Runtime on a CPU; a GPU's shapes are made for its settings."""
+    if settings.runner != "onnx" or device != "cpu":
+        return settings
+    return msgspec.structs.replace(settings, max_batch_rows=max(settings.max_batch_rows, CPU_ROWS))
 
 
 class Local:
@@ -36,6 +51,9 @@ class Local:
 
     def __init__(self, settings: Settings, bundle: Bundle, runner: Runner) -> None:
         sys.setswitchinterval(SWITCH_SECONDS)
+        # Rows come and go by thousands and hold no cycles: collections would find nothing, again and again.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
         # On a CPU the cores are the lanes'; a GPU waits for texts, and its machine's cores for work.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if runner.device == "cpu" else "true")
         self.dim = bundle.dim
@@ -52,7 +70,7 @@ class Local:
         self._tokenizer = Tokenizer(bundle.path(TOKENIZER), bundle.max_tokens, settings.max_chars)
         # One piece, of which each lane has its part: a GPU's runner page-locks it as a whole.
         rows = np.zeros((self.workers * self._most_rows, bundle.dim), np.float32)
-        runner.warm_up(rows[: self._most_rows])
+        runner.warm_up(rows[: min(self._most_rows, max(1, self._most_tokens // WARM_UP_LENGTH))])
         self._parts = np.split(rows, self.workers)
 
     def plan(self, window: Window) -> list[Job]:
@@ -110,22 +128,25 @@ class Local:
                 self._run_apart(alone, part, its_own)
 
     def _tokenize(self, window: Window, texts: Sequence[int], prompt: str, *, truncate: bool) -> Tokens:
-        """All at once; where one is too long, each alone, so that it is known which."""
-        given = [prompt + window.texts[text] for text in texts]
+        """The ids of these texts; none for one that is too long, which has a fault then."""
+        found, truncated = [], 0
+        for first in range(0, len(texts), TOKENIZED_TEXTS):
+            part = self._tokenize_some(window, texts[first : first + TOKENIZED_TEXTS], prompt, truncate)
+            found += part.texts
+            truncated += part.truncated
+        return Tokens(found, truncated)
+
+    def _tokenize_some(self, window: Window, texts: Sequence[int], prompt: str, truncate: bool) -> Tokens:
+        """At once; where one is too long, each half, down to the one."""
         try:
-            return self._tokenizer.encode_here(given, truncate=truncate)
-        except InputTooLong:
-            found = Tokens([], 0)
-        truncated = 0
-        for text, one in zip(texts, given, strict=True):
-            try:
-                its_own = self._tokenizer.encode_here([one], truncate=truncate)
-            except InputTooLong as error:
-                window.faults[text] = Fault(error.message.replace("Text 0", "it", 1), 400, error.code.lower())
-                its_own = Tokens([NO_IDS], 0)
-            found.texts.extend(its_own.texts)
-            truncated += its_own.truncated
-        return found._replace(truncated=truncated)
+            return self._tokenizer.encode_here([prompt + window.texts[text] for text in texts], truncate=truncate)
+        except InputTooLong as error:
+            if len(texts) == 1:
+                window.faults[texts[0]] = Fault(error.message.replace("Text 0", "it", 1), 400, error.code.lower())
+                return Tokens([NO_IDS], 0)
+        middle = len(texts) // 2
+        halves = [self._tokenize_some(window, half, prompt, truncate) for half in (texts[:middle], texts[middle:])]
+        return Tokens(halves[0].texts + halves[1].texts, halves[0].truncated + halves[1].truncated)
 
     def _cut(self, order: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Batches of neighbours; of one length, where the runner does not mix them."""

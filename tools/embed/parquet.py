@@ -109,7 +109,8 @@ class ParquetWriter:
         kept: Any = [*self._keep]
         compression = dict.fromkeys(self._keep, "zstd") | {LEAF: "none"}
         with (
-            self._arrow.memory_map(str(path)) as source,
+            # Not mapped: the whole file would count as this process's memory.
+            self._arrow.OSFile(str(path)) as source,
             self._parquet.ParquetWriter(
                 whole, self._schema, use_dictionary=kept, write_statistics=kept, compression=compression
             ) as writer,

@@ -29,11 +29,10 @@ class Planned(NamedTuple):
     window: Window
 
 
-class Done(NamedTuple):
-    """A job that has ended, and the number of its texts that were truncated."""
+class Ended(NamedTuple):
+    """A window all of whose jobs have ended."""
 
-    job: Job
-    truncated: int
+    window: Window
 
 
 class Failed(NamedTuple):
@@ -51,8 +50,11 @@ class Pipeline:
         self._room = threading.Semaphore(MOST_WINDOWS)
         self._stopped = False
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        # None: there are no more windows.
-        self._events: SimpleQueue[Planned | Done | Failed | None] = SimpleQueue()
+        # None: there are no more windows. One for a window and not for each job: to wake a thread costs as much as the
+        # work on a text besides the model.
+        self._events: SimpleQueue[Planned | Ended | Failed | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._texts_done = 0
         self._threads = [
             threading.Thread(target=self._guarded, args=(self._produce,), name="producer", daemon=True),
             *(
@@ -77,8 +79,8 @@ class Pipeline:
             thread.join(END_SECONDS)
 
     def results(self, on_progress: Callable[[int], None]) -> Iterator[Window]:
-        """Windows in order, complete. `on_progress` gets the number of texts done since its last call, and is called a
-        few times a second. Raises what a thread ended with.
+        """Windows in order, complete. `on_progress` gets the number of texts done since its last call, and is called
+        several times a second. Raises what a thread ended with.
         """
         waiting: deque[Window] = deque()
         is_last = False
@@ -92,18 +94,18 @@ class Pipeline:
             match self._next_event():
                 case Planned(window):
                     waiting.append(window)
-                case Done(job, truncated):
-                    job.window.left -= 1
-                    job.window.truncated += truncated
-                    on_progress(len(job.texts))
                 case Failed(error):
                     raise error
                 case None:
                     is_last = True
-                case _:
-                    on_progress(0)
+            on_progress(self._take_done())
 
-    def _next_event(self) -> Planned | Done | Failed | Empty | None:
+    def _take_done(self) -> int:
+        with self._lock:
+            done, self._texts_done = self._texts_done, 0
+        return done
+
+    def _next_event(self) -> Planned | Ended | Failed | Empty | None:
         try:
             return self._events.get(timeout=TICK_SECONDS)
         except Empty as nothing:
@@ -125,7 +127,17 @@ class Pipeline:
     def _work(self, number: int) -> None:
         with self._backend.worker(number) as run:
             while (job := self._jobs.get()) is not None and not self._stopped:
-                self._events.put(Done(job, run(job)))
+                self._end(job, run(job))
+
+    def _end(self, job: Job, truncated: int) -> None:
+        window = job.window
+        with self._lock:
+            self._texts_done += len(job.texts)
+            window.truncated += truncated
+            window.left -= 1
+            if window.left:
+                return
+        self._events.put(Ended(window))
 
     def _guarded(self, work: Callable[..., None], *arguments: int) -> None:
         try:

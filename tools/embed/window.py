@@ -19,7 +19,7 @@ from ipc.slab import Rows
 # A window ends with the row that reaches so many characters, so that its memory is bounded whatever texts are like.
 WINDOW_CHARS = 8 << 20
 # The first window is small, and the next ones double: the model must not wait until thousands of rows are tokenized.
-FIRST_ROWS = 256
+FIRST_ROWS = 1024
 
 
 class Terms(NamedTuple):

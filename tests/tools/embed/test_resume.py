@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from ipc.errors import StartError
 from perf.texts import make_texts
 from tests.tools.embed.test_formats import jsonl, parquet
 from tests.tools.embed.words import run
+from tools.embed import readers
 from tools.embed.journal import Journal, Mark, beside
 from tools.embed.local import Local
 
@@ -133,3 +137,42 @@ def test_a_damaged_journal_is_read_as_far_as_it_is_whole(
     again = Journal.open(out, {"input": "x"}, b"head", restart=False)
     again.close()
     assert again.mark == journal.mark
+
+
+def test_standard_input_is_read_but_not_again(backend: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give(text: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+    give(b"a\ntornado\n")
+    with pytest.raises(StartError, match=r"^Row 2"):
+        run(backend, Path("-"), tmp_path / "out.npy", input="lines")
+    give(b"a\nb\n")
+    with pytest.raises(StartError, match="cannot be read a second time"):
+        run(backend, Path("-"), tmp_path / "out.npy", input="lines")
+    assert run(backend, Path("-"), tmp_path / "out.npy", input="lines", restart=True).rows == 2
+
+
+def test_an_input_that_is_changed_meanwhile_is_noticed(
+    backend: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("\n".join(TEXTS))
+    commit = Journal.commit
+
+    def change(self: Journal, data: Sequence[bytes | memoryview], mark: Mark) -> None:
+        commit(self, data, mark)
+        os.utime(source)
+
+    monkeypatch.setattr(Journal, "commit", change)
+    with pytest.raises(StartError, match="was changed while it was read"):
+        run(backend, source, tmp_path / "out.npy")
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_a_line_without_end_does_not_fill_the_memory(
+    backend: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MOST_LINE_BYTES", 1 << 20)
+    (tmp_path / "in.jsonl").write_bytes(b'{"text": "a"}\n' + b"x" * (3 << 20))
+    with pytest.raises(StartError, match="more than 1 MiB at byte 14"):
+        run(backend, tmp_path / "in.jsonl", tmp_path / "out.npy")
