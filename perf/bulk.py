@@ -139,6 +139,7 @@ def missed(found: Bulk) -> list[str]:
     return [
         *([f"{ratio.median:.3f} of the runner alone, {LEAST} is asked for"] if ratio.median < LEAST else []),
         *([f"memory grew by {growth:.0f} MiB"] if growth > MOST_GROWTH_MIB else []),
+        *([] if found.kills else ["no run was killed, for it had ended before: give more texts"]),
         *([] if found.identical else ["the killed run's output is another"]),
     ]
 

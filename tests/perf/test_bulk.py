@@ -47,4 +47,5 @@ def test_targets(rate: float, cpu: float, foreign: float, most: float, identical
     said = missed(found)
     assert len(said) == len(misses)
     assert all(begin in each for begin, each in zip(misses, said, strict=True))
+    assert missed(msgspec.structs.replace(found, kills=0))[len(said) - (not identical)].startswith("no run was killed")
     assert ("no, 10" if not identical else "yes, 10") in bulk_table(msgspec.to_builtins(found))
