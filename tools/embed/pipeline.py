@@ -50,8 +50,8 @@ class Pipeline:
         self._room = threading.Semaphore(MOST_WINDOWS)
         self._stopped = False
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        # None: there are no more windows. One for a window and not for each job: to wake a thread costs as much as the
-        # work on a text besides the model.
+        # None: there are no more windows. One event for a window and not for each job, which would wake the caller's
+        # thread each time.
         self._events: SimpleQueue[Planned | Ended | Failed | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._texts_done = 0
