@@ -75,6 +75,10 @@ class Tokenizer:
         cut = self._encode_cut if side == "right" else self._encode_end
         return await self.off_loop(sum(map(len, texts)), cut if truncate else self._encode_whole, texts)
 
+    def encode_here(self, texts: Sequence[str], *, truncate: bool) -> Tokens:
+        """As `encode`, on the caller's thread, for programs that have no event loop."""
+        return self._encode_cut(texts) if truncate else self._encode_whole(texts)
+
     async def split(self, texts: Sequence[str], take: Callable[[list[Token]], bytes], *, special: bool) -> list[bytes]:
         """What `take` makes of the tokens of each text, however many they are; with `special`, those around it too.
 

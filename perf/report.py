@@ -200,6 +200,23 @@ def tracing_table(data: dict[str, Any]) -> str:
     return table(("spans", "front end's CPU, us a request", "over off", "p50, ms"), rows)
 
 
+def bulk_table(data: dict[str, Any]) -> str:
+    """Whole files against the runner alone, memory, kills."""
+    ours, run = data["against_alone"], data["undisturbed"]
+    rows = [
+        ("texts", f"{data['texts']:,}"),
+        ("texts/s", spread_text(ours["texts_rate"], 0)),
+        ("the runner alone", spread_text(ours["alone_rate"], 0)),
+        ("of it, by rate", spread_text(ours["rates"], 3)),
+        ("of it, by CPU time", spread_text(ours["cpu"], 3)),
+        ("the same, of batches as a server has them", spread_text(ours["of_served"], 3)),
+        ("CPU, us a text", ", ".join(f"{name} {value:.1f}" for name, value in ours["parts"].items())),
+        ("memory, a quarter done and most after it, MiB", f"{run['settled']:.0f}, {run['most']:.0f}"),
+        ("identical after kills", f"{'yes' if data['identical'] else 'no'}, {data['kills']}"),
+    ]
+    return table(("", ""), rows)
+
+
 def gpu_table(data: dict[str, Any]) -> str:
     """Every stage, and every part of one, with what it found."""
     rows = [row for name, stage in data["stages"].items() for row in _stage_rows(name, stage)]
@@ -237,6 +254,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "scrapes": scrapes_table,
     "tracing": tracing_table,
     "protocols": protocols_table,
+    "bulk": bulk_table,
     "gpu": gpu_table,
 }
 

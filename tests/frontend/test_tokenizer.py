@@ -157,6 +157,16 @@ async def test_a_batch_is_truncated_text_by_text(make: Make, bundle: Bundle, sid
     assert tokens.total == sum(map(len, tokens.texts))
 
 
+async def test_without_a_loop_it_gives_the_same(make: Make) -> None:
+    tokenizer = make(max_tokens=8)
+    given = ["word " * 20, "a"]
+    here, there = tokenizer.encode_here(given, truncate=True), await tokenizer.encode(given, truncate=True)
+    assert [ids.tolist() for ids in here.texts] == [ids.tolist() for ids in there.texts]
+    assert here.truncated == there.truncated == 1
+    with pytest.raises(InputTooLong, match="Text 0 has 22 tokens"):
+        tokenizer.encode_here(given, truncate=False)
+
+
 def test_no_texts_have_no_tokens() -> None:
     assert Tokens([], 0).total == 0
 
