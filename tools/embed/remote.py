@@ -130,6 +130,12 @@ class Remote:
         return sum(self._embed(connection, window, half) for half in np.array_split(texts, 2))
 
     def _vectors(self, answer: Answer, count: int) -> NDArray[np.float32]:
+        model = urllib.parse.unquote(answer.headers.get("x-model", self.model))
+        if model != self.model:
+            raise StartError(
+                f"The server has changed its model from {self.model} to {model}: embed all with that one (--restart), "
+                "or have the server change back."
+            )
         if len(answer.body) != count * self.dim * 4:
             raise StartError(
                 f"The server gave no {count} raw vectors of {self.dim} numbers: is it an Embedlane server, with the "

@@ -188,3 +188,17 @@ def test_requests_of_a_batch_are_asked_for_one_by_one(tmp_path: Path) -> None:
 def test_what_is_no_server_of_ours_is_refused(url: str | None, info: object, says: str) -> None:
     with server(lambda _, texts: vectors(texts), info) as (there, _), pytest.raises(StartError, match=says):
         Remote(url or there, "", 1, 1.0)
+
+
+def test_a_server_that_changes_its_model_is_not_believed(tmp_path: Path) -> None:
+    def answers(count: int, texts: list[str]) -> Answer:
+        answer = vectors(texts)
+        assert answer is not None
+        status, headers, body = answer
+        return status, {**headers, "x-model": "tiny" if count == 1 else "another/model"}, body
+
+    with (
+        server(answers) as (url, _),
+        pytest.raises(StartError, match=r"changed its model from tiny to another/model: .*--restart"),
+    ):
+        run(url, tmp_path)
