@@ -241,6 +241,29 @@ def _stage_row(name: str, status: str, found: dict[str, Any]) -> Row:
     return name, f"{status}: {why}" if why else status, ", ".join(shown)
 
 
+def faults_table(data: dict[str, Any]) -> str:
+    """Each kind of fault, and what became of all requests."""
+    rows = [
+        (name, str(count), f"{median:.2f} / {most:.2f}") for name, (count, median, most) in data["by_fault"].items()
+    ]
+    rows.append(
+        ("all, p50 / p99 / max", str(data["faults"]), " / ".join(f"{s:.2f}" for s in data["recovery"].values()))
+    )
+    answers = ", ".join(f"{count} {verdict}" for verdict, count in data["outcomes"].items())
+    return f"{table(('fault', 'times', 'recovery, s: median / longest'), rows)}\n\n{answers}; {_problems(data)}"
+
+
+def fuzz_table(data: dict[str, Any]) -> str:
+    """What the server made of it."""
+    rows = [(status, str(count)) for status, count in data["served"].items()]
+    about = f"{data['requests']} requests and {data['frames']} frames; {_problems(data)}"
+    return f"{table(('status', 'requests that had a head'), rows)}\n\n{about}"
+
+
+def _problems(data: dict[str, Any]) -> str:
+    return f"problems: {'; '.join(data['problems']) or 'none'}"
+
+
 TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "bench": bench_table,
     "ladder": ladder_table,
@@ -256,6 +279,8 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "protocols": protocols_table,
     "bulk": bulk_table,
     "gpu": gpu_table,
+    "faults": faults_table,
+    "fuzz": fuzz_table,
 }
 
 
