@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from ipc.bundle import GRAPHS, Precision
+from ipc.liveness import serving_pids
 from ipc.settings import DEFAULT_MODEL, PREFIX
 from tools.prepare import ensure_bundle
 from tools.serve import FIRST_ENGINE, supervisor
@@ -76,13 +77,17 @@ class Stack:
         return self
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
-        """Return once `/ready` says so. Raises RuntimeError with the log where it does not in time."""
+        """Return once `/ready` says so and every front end serves. Raises RuntimeError with the log if not in time."""
         give_up = time.monotonic() + seconds
-        while self.status("/ready") != 200:
+        while self.status("/ready") != 200 or not self._is_complete():
             assert self.process is not None
             if self.process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"The server is not ready:\n{self.log.read_text()}")
             time.sleep(POLL_SECONDS)
+
+    def _is_complete(self) -> bool:
+        # Other checkouts may have front ends that do not say which process they are.
+        return self.root != ROOT or set(self.pids("frontend")) <= serving_pids(self.run_dir)
 
     def status(self, path: str) -> int | None:
         """HTTP status of a GET without a key; None where there is no answer."""

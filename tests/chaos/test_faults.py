@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,13 +68,19 @@ def test_a_model_that_fails_fails_on_its_own_texts_alone(bits: dict[str, bytes])
                     answers = asyncio.run(ask(stack.port, of(word, number)))
                     assert {answer.status for answer in answers} == {500}, word
                     assert {answer.json()["error"]["code"] for answer in answers} == {"engine_failure"}
-                several = [of(STARVES, 100 * number + n) for n in range(8)]
+            numbers = itertools.count()
+
+            def starve() -> object:
+                several = [of(STARVES, next(numbers)) for _ in range(8)]
                 assert asyncio.run(ask_once(stack.port, several)).status == 200
+                # Now and then each is run by itself, and then there is memory enough.
+                return log_records(stack.log, "a batch found no memory")
+
+            wait_for(starve, "a batch of several texts")
             assert {answer.status for answer in asyncio.run(ask(stack.port, of(HANGS, 0)))} == {200}
             answer = asyncio.run(ask_once(stack.port, of(KILLS, 0)))
             assert (answer.status, answer.json()["error"]["code"]) == (500, "poison_request")
             answered = load.counts()["right"]
             wait_for(lambda: load.counts()["right"] > answered + 64, "right answers afterwards")
         assert set(load.counts()) == {"right"}
-        assert log_records(stack.log, "a batch found no memory")
         assert log_records(stack.log, "a text failed by itself")
