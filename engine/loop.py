@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from engine.metrics import EngineMetrics
 from engine.outcomes import NO_ROW, Counters, Outcome, Outcomes
 from engine.scheduler import Item, Scheduler
 from engine.slots import Slots
+from engine.waking import drain, make_poller
 from engine.watchdog import Watchdog
 from ipc import messages
 from ipc.errors import MalformedFrame
@@ -81,8 +81,8 @@ class Engine:
         self._frontends: set[int] = set()
         self._quiet: set[int] = set()
         self._outcomes = Outcomes(scheduler, lanes, slots, self._frontends, self.counters)
-        self._poller = _poller(router, wake_fd)
-        self._wake_poller = _poller(wake_fd)
+        self._poller = make_poller(router, wake_fd)
+        self._wake_poller = make_poller(wake_fd)
         self._wake_fd = wake_fd
         self._stop_by: int | None = None
         self._says_bye = False
@@ -292,15 +292,3 @@ class Engine:
                 "front end left",
                 extra={"frontend": f"{owner:08x}", "texts_dropped": dropped, "rows_reclaimed": reclaimed},
             )
-
-
-def _poller(*sources: Socket | int) -> zmq.Poller:
-    poller = zmq.Poller()
-    for source in sources:
-        poller.register(source, zmq.POLLIN)
-    return poller
-
-
-def drain(wake_fd: int) -> None:
-    """Reset an eventfd that poll has shown to be readable."""
-    os.eventfd_read(wake_fd)

@@ -11,6 +11,7 @@ WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "t
 FOR_PEOPLE = {
     "frontend/keys.py": "when a key was made",
     "frontend/request_log.py": "the time of a line",
+    "frontend/tracing/spans.py": "when a span was",
 }
 
 
