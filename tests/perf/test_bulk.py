@@ -8,7 +8,7 @@ import pytest
 from ipc.bundle import Bundle
 from perf.bulk import Bulk, Command, Run, missed
 from perf.bulk_rates import Rates, measure_rates
-from perf.report import bulk_table
+from perf.operation_tables import bulk_table
 from perf.stats import Spread, spread
 from perf.texts import make_texts
 

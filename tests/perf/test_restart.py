@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 import perf.restart
+from perf.operation_tables import restart_table
 from perf.record import Report
-from perf.report import restart_table
 from perf.restart import Span, line, measure, summarize
 from perf.stats import Percentiles
 
