@@ -38,7 +38,8 @@ def swap_table(data: dict[str, Any]) -> str:
         (
             table(("to", "no engine, s", "no answer at all, s", "longest request, s"), rows),
             f"{data['rate']:.0f} requests/s offered for {report['seconds']:.0f} s: "
-            f"{sum(data['answers'].values())} right answers, errors {report['errors'] or 'none'}; p50 {latency['p50']:.1f}, p99 {latency['p99']:.1f} ms.",
+            f"{sum(data['answers'].values())} right answers, errors {report['errors'] or 'none'}; "
+            f"p50 {latency['p50']:.1f}, p99 {latency['p99']:.1f} ms.",
         )
     )
 
