@@ -207,7 +207,7 @@ def _watch(settings: Settings, key: str, run_dir: Path, supervisord: Supervisord
             told = supervisord.pid
         if _cannot_start(run_dir):
             return StartError.EXIT_CODE
-        if not is_announced and _is_ready(url):
+        if not is_announced and is_ready(url):
             is_announced = True
             notify("READY=1")
             grpc = f"\n    gRPC  {settings.host}:{settings.grpc_port}" if settings.grpc_port else ""
@@ -227,7 +227,8 @@ def _start(engine: str, run_dir: Path) -> bool:
     return False
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether an embedding goes through."""
     try:
         with urllib.request.urlopen(f"{url}/ready", timeout=2) as answer:  # noqa: S310 - our own http URL
             return bool(answer.status == 200)

@@ -21,12 +21,13 @@ from ipc.settings import Settings, load_settings
 from tools.prepare import ensure_bundle
 from tools.processes import all_processes, one_process
 from tools.restart import alone, reached
-from tools.serve import graph_of, supervisor
+from tools.serve import graph_of, is_ready, supervisor
 from tools.weights import ensure_weights
 
 LOOK_SECONDS = 0.02
 # A large model takes long to load, and the server serves meanwhile.
 LOAD_SECONDS = 600
+READY_SECONDS = 60
 
 
 def main() -> int:
@@ -41,6 +42,7 @@ def main() -> int:
             new = prepare(settings, given) if given else old
             with reached(settings.run_path):
                 seconds = hand_over(settings.run_path, old, new)
+            await_embedding(settings)
     except StartError as error:
         print(f"embedlane: {error}", file=sys.stderr)
         return StartError.EXIT_CODE
@@ -80,6 +82,17 @@ def hand_over(run_dir: Path, old: Choice | None, new: Choice | None) -> float:
         if not is_held(run_dir / ENGINE_LOCK):
             raise StartError("The new engine ended as it took over, and is started again: its log has the reason.")
         return time.monotonic() - began
+
+
+def await_embedding(settings: Settings) -> None:
+    """Return once an embedding went through. Raises StartError."""
+    give_up = time.monotonic() + READY_SECONDS
+    while not is_ready(f"http://{settings.host}:{settings.port}"):
+        if time.monotonic() > give_up:
+            raise StartError(
+                f"The new engine has taken over, and in {READY_SECONDS} s no embedding went through: the log says why."
+            )
+        time.sleep(LOOK_SECONDS)
 
 
 def _engines(server: ServerProxy) -> tuple[str, str]:

@@ -41,7 +41,8 @@ def test_a_text_that_hangs_in_a_lane_is_refused_in_the_end(bits: dict[str, bytes
     assert set(load.counts()) == {"right"}
     assert len(lives) == 1 + 3, "once in a batch, twice alone"
     assert said.count(ENDED) == 3
-    assert said.count('tests/chaos/hanging.py"') == 3, "and where it hung"
+    # Other lanes may be in the same file then.
+    assert said.count('tests/chaos/hanging.py"') >= 3, "and where it hung"
 
 
 def test_an_engine_that_was_stopped_for_too_long_ends_as_it_goes_on() -> None:

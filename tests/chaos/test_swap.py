@@ -7,16 +7,21 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, Self
 
+import grpc
 import pytest
 
+from frontend.rpc.protos import embedlane_pb2 as own
 from perf.gpu.parts import Shape
 from perf.other_model import other_bundle
 from perf.results import ROOT
-from perf.stack import Stack
+from perf.stack import KEY, Stack, free_port
 from tests.chaos.load import Load
 from tests.system.processes import is_tidy, wait_for
 from tests.system.reference import load_references
@@ -24,13 +29,14 @@ from tests.system.wire import Connection, fetch_bits
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
+DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 SMALL = Shape(layers=1, hidden=32, heads=2)
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Stack]:
-    """With a cache, which must not mix the models either."""
-    with Stack(frontends=2, cache_mb=8) as stack:
+    """With a cache, which must not mix the models either, and gRPC."""
+    with Stack(frontends=2, cache_mb=8, grpc_port=free_port()) as stack:
         yield stack
         print(stack.log.read_text(errors="replace")[-20_000:])
 
@@ -50,6 +56,7 @@ def served_models(stack: Stack) -> set[str]:
     """What `/ready` says; asked more often than there are front ends."""
     found = set()
     for _ in range(16):
+        wait_for(lambda: stack.status("/ready") == 200, "ready")
         with urllib.request.urlopen(f"{stack.url}/ready") as answer:  # noqa: S310 - our own http URL
             found.add(json.load(answer)["model"])
     return found
@@ -63,6 +70,51 @@ def bits_now(stack: Stack) -> dict[str, bytes]:
     return asyncio.run(ask())
 
 
+class Stream:
+    """One gRPC stream of texts from another thread while the `with` block lasts; `wrong` has what should not be."""
+
+    def __init__(self, port: int, bits: Mapping[str, Mapping[str, bytes]]) -> None:
+        self._bits = bits
+        self._texts = [*next(iter(bits.values()))]
+        self._asked: deque[str] = deque()
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+        self._thread = threading.Thread(target=self._run, name="stream")
+        self._stop = threading.Event()
+        self.models: Counter[str] = Counter()
+        self.wrong: list[object] = []
+
+    def _requests(self) -> Iterator[own.EmbedStreamRequest]:
+        while not self._stop.wait(0.005):
+            text = self._texts[self.models.total() % len(self._texts)]
+            self._asked.append(text)
+            yield own.EmbedStreamRequest(id=text, text=text, truncate=True)
+
+    def _run(self) -> None:
+        method: Any = self._channel.stream_stream(
+            "/embedlane.v1.Embeddings/EmbedStream",
+            own.EmbedStreamRequest.SerializeToString,
+            own.EmbedStreamResponse.FromString,
+        )
+        try:
+            for answer in method(self._requests(), metadata=(("x-api-key", KEY),)):
+                self.models[answer.model] += 1
+                self._asked.remove(answer.id)
+                if answer.embedding != self._bits.get(answer.model, {}).get(answer.id):
+                    self.wrong.append(answer)
+        except grpc.RpcError as error:
+            self.wrong.append(error)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._channel.close()
+        self.wrong += self._asked
+
+
 def test_each_answer_is_of_the_model_it_names_and_none_is_lost(
     served: Stack, other: Path, bits: dict[str, bytes]
 ) -> None:
@@ -72,7 +124,11 @@ def test_each_answer_is_of_the_model_it_names_and_none_is_lost(
     (name,) = served_models(served)
     others = {name: bits_now(served)}
     assert {len(vector) for vector in others[name].values()} == {4 * SMALL.hidden}
-    with Load(served.port, bits, connections=16, others=others) as load:
+    grpc_port = int(served.env["EMBEDLANE_GRPC_PORT"])
+    with (
+        Stream(grpc_port, {DEFAULT: bits, **others}) as stream,
+        Load(served.port, bits, connections=16, others=others) as load,
+    ):
         for model, verdict in ((first, "right"), (other, f"right for {name}"), (None, f"right for {name}")):
             before = load.counts()[verdict]
             wait_for(lambda: len(load.outcomes) > 64, "answers before the swap")
@@ -81,14 +137,15 @@ def test_each_answer_is_of_the_model_it_names_and_none_is_lost(
             assert "serving    " in done.stdout
             wait_for(lambda: load.counts()[verdict] > before + 64, "answers after the swap")  # noqa: B023
     assert set(load.counts()) == {"right", f"right for {name}"}
+    assert (set(stream.models), stream.wrong) == ({DEFAULT, name}, [])
     assert load.refused == 0
     assert served.pids("frontend") == frontends
     assert len(served.pids("engine")) == 1
     assert swap(served, first).returncode == 0
-    assert served_models(served) == {"sentence-transformers/all-MiniLM-L6-v2"}
+    assert served_models(served) == {DEFAULT}
     assert bits_now(served) == bits
     # A front end that is started now reads for the chosen model as well, and nothing is left of the engines before.
-    wait_for(lambda: is_tidy(served), "only files of the living")
+    wait_for(lambda: is_tidy(served, frontends=3), "only files of the living")
 
 
 def test_an_engine_that_cannot_load_changes_nothing(served: Stack, other: Path, tmp_path: Path) -> None:
