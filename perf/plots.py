@@ -25,6 +25,8 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F0
 MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 INCHES: Final = (8, 4.8)
 LINES: Final = ("-", "--", "-.", ":")
+# The two of Okabe and Ito's that no process has.
+LATENCY_COLOURS: Final = {"p50": "#E69F00", "p99": "#000000"}
 DPI: Final = 150
 
 
@@ -122,10 +124,8 @@ def _memory(axes: Axes, tracks: Any, trends: Any, warm_up: float) -> None:
 def _latency_over_time(axes: Axes, points: Any, minutes: float) -> None:
     """A point stands in the middle of its span; where nothing was answered there is none."""
     middles = [minutes * (n + 0.5) / len(points) for n in range(len(points))]
-    for number, part in enumerate(("p50", "p99")):
+    for (part, colour), marker in zip(LATENCY_COLOURS.items(), MARKERS, strict=False):
         values = [point[part] if point else float("nan") for point in points]
-        # The colours that memory has not.
-        colour, marker = _colour(-1 - number), MARKERS[number]
         axes.plot(middles, values, color=colour, marker=marker, markersize=3, linewidth=1, label=part)
     axes.set_xlabel("minutes")
     axes.set_ylabel("latency from the scheduled time, ms")
