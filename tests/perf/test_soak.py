@@ -193,6 +193,7 @@ def test_the_same_result_gives_the_same_plot_and_a_table(tmp_path: Path) -> None
 
 def test_a_short_soak_of_a_real_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perf.soak, "WARM_UP_SECONDS", 0.2)
+    monkeypatch.setattr(perf.soak, "CAPACITY_WARM_UP_SECONDS", 0.5)
     monkeypatch.setattr(perf.soak, "TEXTS", 200)
     monkeypatch.setattr(perf.soak, "CONNECTIONS", 256)
     said: list[str] = []
