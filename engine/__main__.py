@@ -120,7 +120,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
-        scheduler=Twins(limits) if settings.cache_mb else Scheduler(limits),
+        scheduler=(Twins if settings.cache_mb else Scheduler)(limits, slab.backlog),
         lanes=lanes,
         slots=Slots(slab.leases, slab.running, share=settings.slab_share),
         max_rows=settings.max_batch_rows,

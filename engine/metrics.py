@@ -9,8 +9,9 @@ from engine.lanes import Batch
 from engine.outcomes import Counters
 from engine.scheduler import Scheduler
 from engine.slots import Slots
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
 from ipc.metrics import SECONDS, Advance
+from ipc.priority import Priority
 from ipc.process import cpu_seconds, resident_bytes
 from ipc.slab import Epoch
 

@@ -12,9 +12,11 @@ from starlette.requests import ClientDisconnect
 
 from frontend import outcomes
 from frontend.admission import Admission
+from frontend.auth import SCOPE_KEY
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
+from frontend.keys import Key
 from frontend.limits.quota import Quota
 from frontend.model import Model, PromptName
 from frontend.protocol import CONNECTION_LOST
@@ -23,7 +25,8 @@ from frontend.request_log import FACTS, Facts
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
 from frontend.tokenizer import Side, Token, Tokens
 from ipc.errors import InvalidRequest, ModelChanged
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
+from ipc.priority import Priority
 from ipc.settings import Settings
 
 PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
@@ -73,6 +76,7 @@ class Terms(NamedTuple):
     began: int
     deadline: int
     priority: Priority
+    flow: int
     quota: Quota | None
 
 
@@ -217,7 +221,12 @@ class Embedder:
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
-                tokens.texts, take, deadline_ns=terms.deadline, priority=terms.priority, lost=lost
+                tokens.texts,
+                take,
+                deadline_ns=terms.deadline,
+                priority=terms.priority,
+                flow=terms.flow,
+                lost=lost,
             )
         except asyncio.CancelledError:
             if lost is not None and lost.done():
@@ -260,7 +269,10 @@ class Embedder:
     def _terms(self, request: Request) -> Terms:
         began = time.monotonic_ns()
         quota = self.admission.check(request.scope)
-        return Terms(began, began + self._timeout_ns(request), _priority(request), quota)
+        key: Key = request.scope[SCOPE_KEY]
+        terms = Terms(began, began + self._timeout_ns(request), _priority(request), key.flow, quota)
+        self.client.gate.check(terms.priority, terms.flow, terms.deadline)
+        return terms
 
     def _timeout_ns(self, request: Request) -> int:
         most = self.settings.request_timeout_ms

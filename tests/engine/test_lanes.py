@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from engine.lanes import BRIEF_TOKENS, Batch, Lanes
-from engine.scheduler import Item
-from ipc.messages import Priority
+from engine.queue import Item
+from ipc.priority import Priority
 from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner, WideSumRunner
 
 

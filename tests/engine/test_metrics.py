@@ -8,9 +8,11 @@ from engine.bisection import Ran
 from engine.lanes import Batch
 from engine.metrics import EngineMetrics
 from engine.outcomes import Counters
-from engine.scheduler import Item, Limits, Scheduler
+from engine.queue import Item
+from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
+from ipc.priority import Priority
 from ipc.slab import Epoch
 
 ROWS = 16

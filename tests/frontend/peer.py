@@ -18,7 +18,8 @@ from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from ipc import messages
 from ipc.errors import StartError
-from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
+from ipc.messages import Header, Ids, Status, Type, Welcome
+from ipc.priority import Priority
 from ipc.slab import FREE, Epoch, Row, Slab, remove_slabs
 from ipc.sockets import Context, Socket, bind_engine, frontend_id, routing_id
 
@@ -39,6 +40,7 @@ class Text(NamedTuple):
     deadline: int
     priority: int
     ids: Ids
+    flow: int
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -175,8 +177,8 @@ class EnginePeer:
                 items, all_ids = messages.parse_submit(frame, header)
                 splits = np.split(all_ids, np.cumsum(items["length"])[:-1])
                 texts = [
-                    Text(owner, sequence, deadline, priority, text)
-                    for (sequence, deadline, _, priority), text in zip(items.tolist(), splits, strict=True)
+                    Text(owner, sequence, deadline, priority, text, flow)
+                    for (sequence, deadline, _, priority, flow), text in zip(items.tolist(), splits, strict=True)
                 ]
                 self.texts += texts
                 self.submits.append([text.sequence for text in texts])

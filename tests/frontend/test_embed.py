@@ -11,7 +11,8 @@ from starlette.types import Message
 from frontend.app import create_app
 from frontend.protocol import CONNECTION_LOST
 from ipc.bundle import Bundle
-from ipc.messages import Priority, Status
+from ipc.messages import Status
+from ipc.priority import Priority
 from tests.frontend.peer import COMPUTE_NS, WAIT_NS, EnginePeer, eventually
 from tests.frontend.served import KEY, Wire, post_scope, serving, small_bounds, whole_body
 
