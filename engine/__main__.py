@@ -129,7 +129,9 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         epoch=loaded.epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items),
+        metrics=EngineMetrics(
+            CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.most_queue_s
+        ),
         watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)

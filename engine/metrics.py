@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from engine.gpu import watch_gpu
@@ -22,7 +24,14 @@ TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 class EngineMetrics:
     """Metrics of one life of the engine; counters go on where the last engine's stopped."""
 
-    def __init__(self, registry: CollectorRegistry, welcome: Welcome, epoch: Epoch, queue_items: int) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        welcome: Welcome,
+        epoch: Epoch,
+        queue_items: int,
+        most_queue_s: Mapping[Priority, float],
+    ) -> None:
         def counter(name: str, text: str) -> Advance:
             return Advance(Counter(name, text, registry=registry))
 
@@ -62,6 +71,10 @@ class EngineMetrics:
         self._queued_texts = gauge("embedlane_engine_queued_texts", "Texts that wait for a batch.", "priority")
         self._queued_tokens = gauge("embedlane_engine_queued_tokens", "Tokens of these texts.", "priority")
         gauge("embedlane_engine_queue_limit_texts", "Most texts that may wait, for each priority.").set(queue_items)
+        self._queue_s = gauge("embedlane_engine_queue_seconds", "How long it takes to run what waits.", "priority")
+        limit = gauge("embedlane_engine_queue_limit_seconds", "Above it a key's requests are refused.", "priority")
+        for priority, most in most_queue_s.items():
+            limit.labels(priority.name.lower()).set(most)
         self._busy = gauge("embedlane_engine_busy_lanes", "Batches that run now.")
         self._rows = gauge("embedlane_slab_rows", "Rows of the slab by their state.", "state")
         self._free_rows = welcome.rows
@@ -101,6 +114,8 @@ class EngineMetrics:
             texts, tokens = scheduler.queued(priority)
             self._queued_texts.labels(priority.name.lower()).set(texts)
             self._queued_tokens.labels(priority.name.lower()).set(tokens)
+            rate = scheduler.backlog.rate
+            self._queue_s.labels(priority.name.lower()).set(tokens / rate if rate else 0)
         self._busy.set(busy)
         computing, lent = slots.states()
         self._rows.labels("computing").set(computing)

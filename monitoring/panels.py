@@ -98,8 +98,8 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "percentunit",
             (
                 Query(
-                    f"max(embedlane_engine_queued_texts{{{SERVER}}} / on (instance) group_left "
-                    f"embedlane_engine_queue_limit_texts{{{SERVER}}})",
+                    f"max(embedlane_engine_queue_seconds{{{SERVER}}} / on (instance, priority) "
+                    f"embedlane_engine_queue_limit_seconds{{{SERVER}}})",
                     "of the limit",
                 ),
             ),
