@@ -13,12 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import zmq
 from prometheus_client import CollectorRegistry
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.metrics import EngineMetrics
+from engine.rates import Rate
 from engine.runners import Runner, open_runner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
@@ -34,11 +36,13 @@ from ipc.messages import Welcome
 from ipc.metrics import counting
 from ipc.process import raise_descriptor_limit
 from ipc.settings import Settings, load_settings
-from ipc.slab import Epoch, Slab, new_epoch, remove_slabs
+from ipc.slab import Epoch, Rows, Slab, new_epoch, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
 
 log = logging.getLogger("engine")
 
+# As a question has.
+FIRST_LENGTH = 16
 STOP_GRACE_NS = 10_000_000_000
 ROOM_SECONDS = 10.0
 ROOM_POLL_SECONDS = 0.05
@@ -96,6 +100,7 @@ def load(settings: Settings, run_dir: Path, epoch: Epoch) -> Loaded:
     runner = open_runner(settings, bundle)
     slab = make_slab(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
+    slab.backlog.rate = first_rate(runner, slab.rows[: settings.max_batch_rows])
     kind = {"device": runner.device, "precision": runner.precision, "lanes": runner.lanes}
     log.info("loaded", extra={"model": bundle.id, **kind, "seconds": round(time.monotonic() - began, 2)})
     return Loaded(bundle, runner, slab, epoch)
@@ -129,9 +134,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         epoch=loaded.epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(
-            CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.most_queue_s
-        ),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.most_queue_s),
         watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)
@@ -141,6 +144,15 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
     watchdog.stop()
     context.destroy(linger=None)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
+
+
+def first_rate(runner: Runner, rows: Rows) -> int:
+    """Tokens per second of all lanes, by one batch: until others have run, admission goes by this."""
+    texts = [np.zeros(FIRST_LENGTH, np.int32)] * max(1, len(rows))
+    began = time.monotonic_ns()
+    runner.run(texts, rows)
+    rows[:] = 0
+    return Rate(runner.lanes).after(FIRST_LENGTH * len(texts), time.monotonic_ns() - began)
 
 
 def make_slab(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:

@@ -161,6 +161,7 @@ class Engine:
             try:
                 identity, *rest = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                self._scheduler.backlog.end_round()
                 return
             self._on_message(identity, rest)
 

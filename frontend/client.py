@@ -109,7 +109,7 @@ class EngineClient:
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
-        self.gate.check_texts(priority, flow, deadline_ns, sum(map(len, texts)))
+        self.gate.admit(priority, flow, deadline_ns, sum(map(len, texts)))
         call = self._new_call(take, len(texts), deadline_ns, flow)
         if not self._flights:
             self.breaker.hear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from frontend import outcomes
@@ -12,6 +13,34 @@ from ipc.priority import Priority
 # A request's own texts are refused only where half of the estimate is too long already: the rate is that of what ran
 # last, and they may be texts of another kind.
 CERTAINTY = 0.5
+# What was sent during one round of the engine's reading is in the next but one for certain.
+ROUNDS_TO_BE_SEEN = 2
+
+
+class Unseen:
+    """Tokens that were sent and that the engine has not read yet, by flow.
+
+    A busy engine reads every few milliseconds, and what comes in one of them can be a second's work.
+    """
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[int, int, int]] = deque()
+        self._tokens: dict[int, int] = {}
+
+    def send(self, rounds: int, flow: int, tokens: int) -> None:
+        """Note what leaves now, when the engine has read for so many `rounds`."""
+        self._sent.append((rounds, flow, tokens))
+        self._tokens[flow] = self._tokens.get(flow, 0) + tokens
+
+    def of(self, rounds: int, flow: int) -> int:
+        """This flow's, now."""
+        # A new engine counts from 0 again.
+        while self._sent and not rounds - ROUNDS_TO_BE_SEEN < self._sent[0][0] <= rounds:
+            _, seen, tokens = self._sent.popleft()
+            self._tokens[seen] -= tokens
+            if not self._tokens[seen]:
+                del self._tokens[seen]
+        return self._tokens.get(flow, 0)
 
 
 class Gate:
@@ -23,26 +52,39 @@ class Gate:
     def __init__(self, most_s: Mapping[Priority, float], get_backlog: Callable[[], Backlog | None]) -> None:
         self._most_s = most_s
         self._get_backlog = get_backlog
+        self._unseen = Unseen()
         self.refused = 0
 
     def check(self, priority: Priority, flow: int, deadline_ns: int) -> None:
         """Before a request of this flow is read. Raises Overloaded."""
         backlog = self._get_backlog()
-        if backlog is None:
-            return
-        wait = backlog.seconds(priority, flow)
-        most = min(self._most_s[priority], (deadline_ns - time.monotonic_ns()) / 1e9)
-        # Where nothing waits the deadline is the engine's business.
-        if wait > max(0.0, most):
-            self.refused += 1
-            raise outcomes.too_late(wait, wait - most)
+        if backlog is not None:
+            self._check_wait(backlog, priority, flow, _left_s(deadline_ns))
 
-    def check_texts(self, priority: Priority, flow: int, deadline_ns: int, tokens: int) -> None:
-        """Once it is known what is to be computed. Raises DeadlineExceeded."""
+    def admit(self, priority: Priority, flow: int, deadline_ns: int, tokens: int) -> None:
+        """Before its texts are sent: once more, for meanwhile others were, and with what they are themselves.
+
+        Raises Overloaded, or DeadlineExceeded where they alone are too much.
+        """
         backlog = self._get_backlog()
         if backlog is None:
             return
+        left_s = _left_s(deadline_ns)
+        self._check_wait(backlog, priority, flow, left_s)
         seconds = backlog.seconds(priority, flow, tokens)
-        if CERTAINTY * seconds > max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9):
+        if CERTAINTY * seconds > left_s:
             self.refused += 1
             raise outcomes.too_long(seconds)
+        self._unseen.send(backlog.rounds, flow, tokens)
+
+    def _check_wait(self, backlog: Backlog, priority: Priority, flow: int, left_s: float) -> None:
+        wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, flow))
+        most = min(self._most_s.get(priority, left_s), left_s)
+        # Where nothing waits, the deadline is the engine's business.
+        if wait > most:
+            self.refused += 1
+            raise outcomes.too_late(wait, wait - most)
+
+
+def _left_s(deadline_ns: int) -> float:
+    return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)

@@ -3,6 +3,7 @@
 The words of slab-<epoch>.backlog, uint64, of which the engine alone writes::
 
     0            tokens that all lanes together run in a second; 0 while nobody knows
+    1            how often the engine has read all that had come
     then, for each priority:
     0            tokens that wait
     1            flows that have some of them
@@ -22,9 +23,10 @@ from typing import Final, Self
 from ipc.priority import Priority
 
 FLOWS: Final = 256
+HEAD: Final = 2
 TOTAL, ACTIVE, FIRST = 0, 1, 2
 PART: Final = FIRST + FLOWS
-BACKLOG_BYTES: Final = 8 * (1 + len(Priority) * PART)
+BACKLOG_BYTES: Final = 8 * (HEAD + len(Priority) * PART)
 
 
 class Backlog:
@@ -32,7 +34,7 @@ class Backlog:
 
     def __init__(self, words: memoryview[int]) -> None:
         self._words = words
-        self._parts = [words[1 + PART * priority : 1 + PART * (priority + 1)] for priority in Priority]
+        self._parts = [words[HEAD + PART * priority : HEAD + PART * (priority + 1)] for priority in Priority]
 
     @classmethod
     def private(cls) -> Self:
@@ -47,6 +49,15 @@ class Backlog:
     @rate.setter
     def rate(self, tokens_per_second: int) -> None:
         self._words[0] = tokens_per_second
+
+    @property
+    def rounds(self) -> int:
+        """How often the engine has read all that had come."""
+        return self._words[1]
+
+    def end_round(self) -> None:
+        """Count one more."""
+        self._words[1] += 1
 
     def part(self, priority: Priority) -> memoryview[int]:
         """A priority's own words: TOTAL, ACTIVE, then from FIRST on the flows."""

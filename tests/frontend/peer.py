@@ -16,7 +16,9 @@ import zmq
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
+from frontend.gate import ROUNDS_TO_BE_SEEN
 from ipc import messages
+from ipc.backlog import ACTIVE, FIRST, TOTAL
 from ipc.errors import StartError
 from ipc.messages import Header, Ids, Status, Type, Welcome
 from ipc.priority import Priority
@@ -140,6 +142,15 @@ class EnginePeer:
         self.slab.rows[row] = vector(text.ids, self.welcome.dim)
         self.slab.leases[row] = text.owner
         return row
+
+    def pile_up(self, tokens: int, flow: int, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Show front ends so many tokens of a flow that wait, at 1000 a second."""
+        self.slab.backlog.rate = 1000
+        part = self.slab.backlog.part(priority)
+        part[TOTAL] = part[FIRST + flow] = tokens
+        part[ACTIVE] = bool(tokens)
+        for _ in range(ROUNDS_TO_BE_SEEN):
+            self.slab.backlog.end_round()
 
     def send(self, owner: int, frame: bytes) -> None:
         self._router.send_multipart([routing_id(owner), frame], zmq.NOBLOCK)
