@@ -100,7 +100,8 @@ def load(settings: Settings, run_dir: Path, epoch: Epoch) -> Loaded:
     runner = open_runner(settings, bundle)
     slab = make_slab(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
-    slab.backlog.rate = first_rate(runner, slab.rows[: settings.max_batch_rows])
+    texts = max(1, min(settings.max_batch_rows, settings.max_batch_tokens // FIRST_LENGTH))
+    slab.backlog.rate = first_rate(runner, slab.rows[:texts])
     kind = {"device": runner.device, "precision": runner.precision, "lanes": runner.lanes}
     log.info("loaded", extra={"model": bundle.id, **kind, "seconds": round(time.monotonic() - began, 2)})
     return Loaded(bundle, runner, slab, epoch)
@@ -148,7 +149,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
 
 def first_rate(runner: Runner, rows: Rows) -> int:
     """Tokens per second of all lanes, by one batch: until others have run, admission goes by this."""
-    texts = [np.zeros(FIRST_LENGTH, np.int32)] * max(1, len(rows))
+    texts = [np.zeros(FIRST_LENGTH, np.int32)] * len(rows)
     began = time.monotonic_ns()
     runner.run(texts, rows)
     rows[:] = 0

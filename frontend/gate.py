@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
 from frontend import outcomes
-from ipc.backlog import Backlog
+from ipc.backlog import TOTAL, Backlog
+from ipc.errors import Overloaded
 from ipc.priority import Priority
 
 # A request's own texts are refused only where half of the estimate is too long already: the rate is that of what ran
@@ -15,6 +17,7 @@ from ipc.priority import Priority
 CERTAINTY = 0.5
 # What was sent during one round of the engine's reading is in the next but one for certain.
 ROUNDS_TO_BE_SEEN = 2
+NEVER = math.inf
 
 
 class Unseen:
@@ -51,15 +54,26 @@ class Gate:
 
     def __init__(self, most_s: Mapping[Priority, float], get_backlog: Callable[[], Backlog | None]) -> None:
         self._most_s = most_s
+        self._least_s = most_s.get(Priority.INTERACTIVE, NEVER)
         self._get_backlog = get_backlog
         self._unseen = Unseen()
         self.refused = 0
 
+    def is_crowded(self) -> bool:
+        """Whether so much waits that some request may be refused, whoever's: costs next to nothing."""
+        backlog = self._get_backlog()
+        return backlog is not None and backlog.part(Priority.INTERACTIVE)[TOTAL] > self._least_s * backlog.rate
+
+    def refusal(self, priority: Priority, flow: int) -> Overloaded | None:
+        """What a request of this flow without a deadline of its own would be told, if anything."""
+        backlog = self._get_backlog()
+        return None if backlog is None else self._refusal(backlog, priority, flow, NEVER)
+
     def check(self, priority: Priority, flow: int, deadline_ns: int) -> None:
         """Before a request of this flow is read. Raises Overloaded."""
         backlog = self._get_backlog()
-        if backlog is not None:
-            self._check_wait(backlog, priority, flow, _left_s(deadline_ns))
+        if backlog is not None and (error := self._refusal(backlog, priority, flow, _left_s(deadline_ns))):
+            raise error
 
     def admit(self, priority: Priority, flow: int, deadline_ns: int, tokens: int) -> None:
         """Before its texts are sent: once more, for meanwhile others were, and with what they are themselves.
@@ -70,20 +84,22 @@ class Gate:
         if backlog is None:
             return
         left_s = _left_s(deadline_ns)
-        self._check_wait(backlog, priority, flow, left_s)
+        if error := self._refusal(backlog, priority, flow, left_s):
+            raise error
         seconds = backlog.seconds(priority, flow, tokens)
         if CERTAINTY * seconds > left_s:
             self.refused += 1
             raise outcomes.too_long(seconds)
         self._unseen.send(backlog.rounds, flow, tokens)
 
-    def _check_wait(self, backlog: Backlog, priority: Priority, flow: int, left_s: float) -> None:
+    def _refusal(self, backlog: Backlog, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
         wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, flow))
         most = min(self._most_s.get(priority, left_s), left_s)
         # Where nothing waits, the deadline is the engine's business.
-        if wait > most:
-            self.refused += 1
-            raise outcomes.too_late(wait, wait - most)
+        if wait <= most:
+            return None
+        self.refused += 1
+        return outcomes.too_late(wait, wait - most)
 
 
 def _left_s(deadline_ns: int) -> float:

@@ -25,13 +25,12 @@ from perf.phases import Server
 from perf.procfs import memory
 from perf.record import Recorder, Run
 from perf.results import make_result, save_result
-from perf.stack import KEY, Stack
+from perf.stack import AS_SHIPPED, KEY, Stack
 from perf.stats import Percentiles, percentiles
 from perf.texts import exact_texts
 
 FACTORS: Final = (2, 5, 10)
 DEADLINE_MS: Final = 3000
-PEAK_CONNECTIONS: Final = 64
 # Of capacity, before the overload and after it.
 QUIET_SHARE: Final = 0.3
 NORMAL_AFTER_SECONDS: Final = 2.0
@@ -46,17 +45,20 @@ MOST_QUIET_RATIO: Final = 1.5
 
 
 class Kind(NamedTuple):
-    """Requests of so many texts of so many tokens."""
+    """Requests of so many texts of so many tokens; so many `connections` keep the lanes busy, and wait for less than
+    what is refused.
+    """
 
     name: str
     tokens: int
     texts: int
+    connections: int
 
 
 KINDS: Final = (
-    Kind("one text of 128 tokens", 128, 1),
-    Kind("32 texts of 16 tokens", 16, 32),
-    Kind("one text of 16", 16, 1),
+    Kind("one text of 128 tokens", 128, 1, 24),
+    Kind("32 texts of 16 tokens", 16, 32, 6),
+    Kind("one text of 16", 16, 1, 64),
 )
 
 
@@ -144,11 +146,12 @@ class Bench:
         texts = exact_texts(kind.tokens, distinct * kind.texts)
         self._server = Server(stack)
         self._target = target
+        self._kind = kind
         self._requests = [with_deadline(r) for r in build_requests(target, texts, kind.texts, encoding_format="base64")]
 
     def peak(self, seconds: float) -> float:
         """Requests per second of a closed loop."""
-        return self._server.closed(self._requests, PEAK_CONNECTIONS, seconds).report.achieved_rate
+        return self._server.closed(self._requests, self._kind.connections, seconds).report.achieved_rate
 
     def memory(self) -> float:
         """MiB of all processes."""
@@ -203,7 +206,7 @@ def measure(kind: Kind, seconds: float) -> Found:
     """All factors, with the peak measured anew before each: machines drift."""
     overloads = []
     peaks = []
-    with Stack(frontends=2) as stack:
+    with Stack(frontends=2, **AS_SHIPPED) as stack:
         bench = Bench(stack, kind, distinct=20_000 // kind.texts)
         for factor in FACTORS:
             peaks.append(bench.peak(seconds))
@@ -235,7 +238,7 @@ def main() -> int:
     options = parser.parse_args()
     found = [measure(KINDS[number], options.seconds) for number in options.kinds]
     if not options.no_save:
-        settings = {"frontends": 2, "deadline_ms": DEADLINE_MS, "peak_connections": PEAK_CONNECTIONS}
+        settings = {"frontends": 2, "deadline_ms": DEADLINE_MS}
         command = f"python -m perf.overload --seconds {options.seconds:g}"
         print(save_result(make_result("overload", command, settings, {"kinds": found})).name)
     return int(any(overload.missed() for kind in found for overload in kind.overloads))
