@@ -135,7 +135,9 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         epoch=loaded.epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.most_queue_s),
+        metrics=EngineMetrics(
+            CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.max_queue_ms / 1e3
+        ),
         watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)

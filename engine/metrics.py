@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from engine.gpu import watch_gpu
@@ -30,7 +28,7 @@ class EngineMetrics:
         welcome: Welcome,
         epoch: Epoch,
         queue_items: int,
-        most_queue_s: Mapping[Priority, float],
+        most_queue_s: float,
     ) -> None:
         def counter(name: str, text: str) -> Advance:
             return Advance(Counter(name, text, registry=registry))
@@ -72,9 +70,7 @@ class EngineMetrics:
         self._queued_tokens = gauge("embedlane_engine_queued_tokens", "Tokens of these texts.", "priority")
         gauge("embedlane_engine_queue_limit_texts", "Most texts that may wait, for each priority.").set(queue_items)
         self._queue_s = gauge("embedlane_engine_queue_seconds", "How long it takes to run what waits.", "priority")
-        limit = gauge("embedlane_engine_queue_limit_seconds", "Above it a key's requests are refused.", "priority")
-        for priority, most in most_queue_s.items():
-            limit.labels(priority.name.lower()).set(most)
+        gauge("embedlane_engine_queue_limit_seconds", "Above it a key's requests are refused.").set(most_queue_s)
         self._busy = gauge("embedlane_engine_busy_lanes", "Batches that run now.")
         self._rows = gauge("embedlane_slab_rows", "Rows of the slab by their state.", "state")
         self._free_rows = welcome.rows

@@ -142,7 +142,9 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
             keys.watch()
             gate = app.state.embedder.client.gate
             # Where there is tracing each request has a span.
-            yield {} if tracing else {TURNSTILE: Turnstile(gate, keys, ASKING, log, metrics)}
+            yield (
+                {} if tracing else {TURNSTILE: Turnstile(gate, keys, ASKING, log, metrics, settings.request_timeout_ms)}
+            )
 
     app = Application(
         routes=[*ROUTES, *ASSETS],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class EngineClient:
         *,
         most_flights: int,
         most_held: int,
-        most_queue_s: Mapping[Priority, float],
+        most_queue_s: float,
         grace_s: float,
         stall_s: float,
     ) -> None:

@@ -24,12 +24,11 @@ from frontend.request import Request
 from frontend.request_log import FACTS, Facts
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
 from frontend.tokenizer import Side, Token, Tokens
+from frontend.wishes import read_wishes
 from ipc.errors import InvalidRequest, ModelChanged
 from ipc.messages import Welcome
 from ipc.priority import Priority
 from ipc.settings import Settings
-
-PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,29 +269,13 @@ class Embedder:
         began = time.monotonic_ns()
         quota = self.admission.check(request.scope)
         key: Key = request.scope[SCOPE_KEY]
-        terms = Terms(began, began + self._timeout_ns(request), _priority(request), key.flow, quota)
+        wishes = read_wishes(request.headers, self.settings.request_timeout_ms)
+        terms = Terms(began, began + wishes.timeout_ms * 1_000_000, wishes.priority, key.flow, quota)
         self.client.gate.check(terms.priority, terms.flow, terms.deadline)
         return terms
-
-    def _timeout_ns(self, request: Request) -> int:
-        most = self.settings.request_timeout_ms
-        given = request.headers.get("x-request-timeout-ms")
-        if given is None:
-            return most * 1_000_000
-        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):
-            raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more.")
-        return min(int(given), most) * 1_000_000
 
 
 def _connection_lost(request: Request) -> asyncio.Future[None] | None:
     """Done once the client has hung up; None where the server is not `frontend.protocol.Protocol`."""
     found: asyncio.Future[None] | None = request.scope.get("extensions", {}).get(CONNECTION_LOST, {}).get("future")
     return found
-
-
-def _priority(request: Request) -> Priority:
-    given = request.headers.get("x-priority", "interactive")
-    priority = PRIORITIES.get(given.lower())
-    if priority is None:
-        raise InvalidRequest("X-Priority must be `interactive` or `bulk`.")
-    return priority

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from frontend import outcomes
 from ipc.backlog import TOTAL, Backlog
@@ -17,7 +16,11 @@ from ipc.priority import Priority
 CERTAINTY = 0.5
 # What was sent during one round of the engine's reading is in the next but one for certain.
 ROUNDS_TO_BE_SEEN = 2
-NEVER = math.inf
+# Of the time that is left until a request's deadline, what it may wait: the rest is for its own run, and for what the
+# estimate does not know.
+MOST_WAIT = 0.75
+# With less waiting than this nobody is refused whose deadline can be kept at all.
+CROWDED_SECONDS = 0.05
 
 
 class Unseen:
@@ -47,14 +50,13 @@ class Unseen:
 
 
 class Gate:
-    """`most_s` is how long a request may have to wait, by priority; `get_backlog` gives the joined engine's, if any.
+    """`most_s` is how long a request may have to wait at most; `get_backlog` gives that of the engine that has joined.
 
     `refused` counts requests.
     """
 
-    def __init__(self, most_s: Mapping[Priority, float], get_backlog: Callable[[], Backlog | None]) -> None:
+    def __init__(self, most_s: float, get_backlog: Callable[[], Backlog | None]) -> None:
         self._most_s = most_s
-        self._least_s = most_s.get(Priority.INTERACTIVE, NEVER)
         self._get_backlog = get_backlog
         self._unseen = Unseen()
         self.refused = 0
@@ -62,17 +64,16 @@ class Gate:
     def is_crowded(self) -> bool:
         """Whether so much waits that some request may be refused, whoever's: costs next to nothing."""
         backlog = self._get_backlog()
-        return backlog is not None and backlog.part(Priority.INTERACTIVE)[TOTAL] > self._least_s * backlog.rate
+        return backlog is not None and backlog.part(Priority.INTERACTIVE)[TOTAL] > CROWDED_SECONDS * backlog.rate
 
-    def refusal(self, priority: Priority, flow: int) -> Overloaded | None:
-        """What a request of this flow without a deadline of its own would be told, if anything."""
+    def refusal(self, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
+        """What a request of this flow is told that has so much time left, if it is refused."""
         backlog = self._get_backlog()
-        return None if backlog is None else self._refusal(backlog, priority, flow, NEVER)
+        return None if backlog is None else self._refusal(backlog, priority, flow, left_s)
 
     def check(self, priority: Priority, flow: int, deadline_ns: int) -> None:
         """Before a request of this flow is read. Raises Overloaded."""
-        backlog = self._get_backlog()
-        if backlog is not None and (error := self._refusal(backlog, priority, flow, _left_s(deadline_ns))):
+        if error := self.refusal(priority, flow, _left_s(deadline_ns)):
             raise error
 
     def admit(self, priority: Priority, flow: int, deadline_ns: int, tokens: int) -> None:
@@ -94,7 +95,7 @@ class Gate:
 
     def _refusal(self, backlog: Backlog, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
         wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, flow))
-        most = min(self._most_s.get(priority, left_s), left_s)
+        most = min(self._most_s, MOST_WAIT * left_s)
         # Where nothing waits, the deadline is the engine's business.
         if wait <= most:
             return None

@@ -20,7 +20,7 @@ NEVER = math.inf
 LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
-Headers: TypeAlias = list[tuple[bytes, bytes]]
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
 
 CONTINUE = b"HTTP/1.1 100 "
 # The ASGI extension that holds a future, done once the client has hung up. A second task that waits in `receive` for
@@ -35,7 +35,7 @@ WIRE = "embedlane.wire"
 class Gatekeeper(typing.Protocol):
     """What a connection asks before it makes a request of a head."""
 
-    def refusal(self, url: bytes, headers: Headers, always: Headers) -> bytes | None: ...  # noqa: D102 - see Protocol
+    def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders) -> bytes | None: ...  # noqa: D102 - see Protocol
 
 
 class Refused:

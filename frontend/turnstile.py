@@ -11,25 +11,28 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from starlette.datastructures import Headers
+
 from frontend.auth import SCOPE_KEY, authorized
 from frontend.correlation import identify
 from frontend.dialects import Dialect
 from frontend.gate import Gate
 from frontend.keys import KeyRing
 from frontend.metrics import RequestMetrics
-from frontend.protocol import Headers
+from frontend.protocol import RawHeaders
 from frontend.request_log import FACTS, Facts, RequestLog
 from frontend.responses import error_response
-from ipc.errors import Overloaded, Unauthorized
-from ipc.priority import Priority
+from frontend.wishes import read_wishes
+from ipc.errors import InvalidRequest, Overloaded, Unauthorized
 
 STATUS_LINE: Final = b"HTTP/1.1 429 Too Many Requests\r\n"
-# Headers that say what a request may wait: with one of them it goes the long way.
-TERMS: Final = frozenset({b"x-priority", b"x-request-timeout-ms"})
 
 
 class Turnstile:
-    """Writes what refuses a request; `dialects` are those of the paths that ask the engine."""
+    """Writes what refuses a request; `dialects` are those of the paths that ask the engine.
+
+    `most_ms` is the longest deadline there is.
+    """
 
     def __init__(
         self,
@@ -38,24 +41,28 @@ class Turnstile:
         dialects: Mapping[str, Dialect],
         log: RequestLog,
         metrics: RequestMetrics,
+        most_ms: int,
     ) -> None:
         self._gate = gate
         self._keys = keys
         self._dialects = {path.encode(): (path, dialect) for path, dialect in dialects.items()}
         self._log = log
         self._metrics = metrics
+        self._most_ms = most_ms
 
-    def refusal(self, url: bytes, headers: Headers, always: Headers) -> bytes | None:
+    def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders) -> bytes | None:
         """The whole answer to a POST that is refused, `always` among its headers; None for one that goes its way."""
         found = self._dialects.get(url) if self._gate.is_crowded() else None
-        if found is None or any(name in TERMS for name, _ in headers):
+        if found is None:
             return None
         began = time.monotonic_ns()
         try:
             key = authorized(self._keys, headers)
-        except Unauthorized:
+            asked = read_wishes(Headers(raw=headers), self._most_ms)
+        except (Unauthorized, InvalidRequest):
+            # The long way says so.
             return None
-        error = self._gate.refusal(Priority.INTERACTIVE, key.flow)
+        error = self._gate.refusal(asked.priority, key.flow, asked.timeout_ms / 1e3)
         if error is None:
             return None
         path, dialect = found
@@ -70,7 +77,7 @@ class Turnstile:
         self._metrics.note(scope, facts)
 
 
-def _written(dialect: Dialect, error: Overloaded, identity: str, always: Headers) -> bytes:
+def _written(dialect: Dialect, error: Overloaded, identity: str, always: RawHeaders) -> bytes:
     status = dialect.STATUS[type(error)]
     response = error_response(error, status, dialect.error_body(error, status, identity))
     head = [*always, *response.raw_headers, (b"x-correlation-id", identity.encode())]

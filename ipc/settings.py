@@ -16,7 +16,6 @@ from dotenv import dotenv_values
 from msgspec import Meta
 
 from ipc.errors import StartError
-from ipc.priority import Priority
 
 PREFIX = "EMBEDLANE_"
 # Settings that can be given as the name of a file that holds them: where containers' secrets are.
@@ -106,11 +105,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=1, le=1 << 20, description="most texts that wait in the engine, for each priority")
     ] = 16384
     max_queue_ms: Annotated[
-        int, Meta(ge=1, le=3_600_000, description="a request that would have to wait longer for its turn is refused")
-    ] = 1_000
-    max_bulk_queue_ms: Annotated[
-        int, Meta(ge=1, le=3_600_000, description="the same with `X-Priority: bulk`, without what is interactive")
-    ] = 5_000
+        int, Meta(ge=1, le=3_600_000, description="a request that would wait longer for its turn is refused with 429")
+    ] = 30_000
     slab_rows: Annotated[int, Meta(ge=16, le=1 << 20, description="vectors the shared memory holds")] = 8192
     request_timeout_ms: Annotated[
         int,
@@ -174,11 +170,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         scattered, an extent for a whole batch is free between them.
         """
         return self.slab_share // max(2, self.max_batch_rows)
-
-    @property
-    def most_queue_s(self) -> dict[Priority, float]:
-        """How long a request may have to wait for its turn, by priority."""
-        return {Priority.INTERACTIVE: self.max_queue_ms / 1e3, Priority.BULK: self.max_bulk_queue_ms / 1e3}
 
 
 def cores() -> int:

@@ -98,7 +98,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "percentunit",
             (
                 Query(
-                    f"max(embedlane_engine_queue_seconds{{{SERVER}}} / on (instance, priority) "
+                    f"max(embedlane_engine_queue_seconds{{{SERVER}}} / on (instance) group_left "
                     f"embedlane_engine_queue_limit_seconds{{{SERVER}}})",
                     "of the limit",
                 ),

@@ -21,11 +21,12 @@ import uvloop
 from frontend.keys import KEYS_FILE, create_key
 from perf.http import Target
 from perf.load import Generator, build_requests
+from perf.overload import with_deadline
 from perf.pacing import make_schedule
 from perf.phases import Server
 from perf.record import Report, Run
 from perf.results import make_result, save_result
-from perf.stack import AS_SHIPPED, KEY, Stack
+from perf.stack import KEY, Stack
 from perf.stats import Spread, spread
 from perf.texts import exact_texts
 
@@ -89,7 +90,7 @@ class Bench:
         self._modest = build_requests(self._target._replace(key=other), exact_texts(16, 20_000))
         self._short = build_requests(self._target, exact_texts(16, 20_000))
         self._bulk = [_bulk(r) for r in build_requests(self._target, exact_texts(16, 20_000), BULK_TEXTS)]
-        self._greedy = build_requests(self._target, exact_texts(GREEDY_TOKENS, 20_000))
+        self._greedy = [with_deadline(r) for r in build_requests(self._target, exact_texts(GREEDY_TOKENS, 20_000))]
         self._server = Server(stack)
         self._rate = MODEST_SHARE * self._peak(self._short)
         self._greedy_rate = GREEDY_FACTOR * self._peak(self._greedy)
@@ -145,7 +146,7 @@ def _bulk(request: bytes) -> bytes:
 
 def measure(seconds: float, turns: int) -> dict[str, Found]:
     """Bulk and the greedy key by turns."""
-    with Stack(frontends=2, **AS_SHIPPED) as stack:
+    with Stack(frontends=2) as stack:
         bench = Bench(stack, seconds)
         kinds: dict[str, Beside] = {"bulk": bench.bulk, "greedy": bench.greedy}
         found: dict[str, list[Turn]] = {name: [] for name in kinds}

@@ -18,13 +18,11 @@ from typing import Self
 
 from ipc.bundle import GRAPHS, Precision
 from ipc.liveness import serving_pids
-from ipc.settings import DEFAULT_MODEL, PREFIX, Settings
+from ipc.settings import DEFAULT_MODEL, PREFIX
 from tools.prepare import ensure_bundle
 from tools.serve import FIRST_ENGINE, supervisor
 
 ROOT = Path(__file__).parent.parent
-# Settings that are other here, as they are for users.
-AS_SHIPPED = {name: getattr(Settings(), name) for name in ("max_queue_ms", "max_bulk_queue_ms")}
 KEY = "el-key-of-the-tests"
 START_SECONDS = 60
 STOP_SECONDS = 60
@@ -57,9 +55,6 @@ class Stack:
             "frontends": 2,
             # What is measured and tested is the engine, and texts come again and again.
             "cache_mb": 0,
-            # What is measured and tested is mostly what comes of a load, not who is sent away.
-            "max_queue_ms": 60_000,
-            "max_bulk_queue_ms": 60_000,
             **settings,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}

@@ -47,6 +47,7 @@ def small_bounds(run_dir: Path) -> Settings:
         max_inputs=64,
         max_chars=4_000,
         queue_items=200,
+        max_queue_ms=1_000,
         # Most tests send the same few texts, and mean the engine.
         cache_mb=0,
     )
@@ -92,7 +93,7 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
         epoch=epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, queue_items=1000, most_queue_s={}),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, queue_items=1000, most_queue_s=30),
     )
     thread = threading.Thread(target=engine.run)
     thread.start()

@@ -415,7 +415,7 @@ def open_files(run_dir: Path) -> set[str]:
 async def test_close_leaves_nothing_behind(start_peer: StartPeer, run_dir: Path, engines: int) -> None:
     gc.collect()
     before = open_files(run_dir)
-    client = EngineClient(run_dir, DIGEST, refuse, most_flights=9, most_held=9, most_queue_s={}, grace_s=9, stall_s=9)
+    client = EngineClient(run_dir, DIGEST, refuse, most_flights=9, most_held=9, most_queue_s=30, grace_s=9, stall_s=9)
     opened = open_files(run_dir) - before
     for _ in range(engines):
         peer = start_peer()

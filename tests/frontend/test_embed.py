@@ -123,16 +123,24 @@ async def test_what_would_wait_too_long_is_429_at_once(asked: httpx.AsyncClient,
     await answered(asked, peer)
 
 
-async def test_bulk_may_wait_longer_and_other_keys_do_not_wait(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+async def test_neither_what_is_interactive_waits_for_bulk_nor_another_key(
+    asked: httpx.AsyncClient, peer: EnginePeer
+) -> None:
     await peer.joined()
     await answered(asked, peer)
     peer.pile_up(3000, FLOW, Priority.BULK)
-    await answered(asked, peer, {"x-priority": "bulk"})
-    peer.pile_up(6000, FLOW, Priority.BULK)
     assert (await ask(asked, {"x-priority": "bulk"})).status_code == 429
     await answered(asked, peer)
     peer.pile_up(6000, (FLOW + 1) % FLOWS)
     await answered(asked, peer)
+
+
+async def test_a_near_deadline_leaves_less_time_to_wait(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+    await peer.joined()
+    await answered(asked, peer)
+    peer.pile_up(400, FLOW)
+    await answered(asked, peer)
+    assert (await ask(asked, {"x-request-timeout-ms": "500"})).status_code == 429
 
 
 async def test_texts_go_with_their_keys_flow(asked: httpx.AsyncClient, peer: EnginePeer) -> None:

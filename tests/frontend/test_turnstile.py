@@ -89,14 +89,30 @@ async def client(address: tuple[str, int]) -> AsyncIterator[Client]:
 async def test_both_ways_say_the_same(client: Client, peer: EnginePeer, path: str) -> None:
     peer.pile_up(3000, FLOW)
     answers = []
-    for long_way in ("x-other: 1", "x-priority: interactive"):
-        client.send(path, "x-correlation-id: mine", long_way, body=BODIES.get(path, BODY))
+    for url in (path, f"{path}?the-long-way"):
+        client.send(url, "x-correlation-id: mine", body=BODIES.get(path, BODY))
         status, headers, body = await client.receive()
         del headers["date"]
         answers.append((status, headers, body))
     assert answers[0] == answers[1]
     assert answers[0][0] == 429
     assert (answers[0][1]["retry-after"], answers[0][1]["x-correlation-id"]) == ("2", "mine")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (("x-request-timeout-ms: 20000", "x-priority: bulk"), 429),
+        (("x-request-timeout-ms: soon",), 422),
+        (("x-priority: urgent",), 422),
+    ],
+)
+async def test_what_the_headers_ask_for_is_read(
+    client: Client, peer: EnginePeer, headers: tuple[str, ...], status: int
+) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send("/embed", *headers)
+    assert (await client.receive())[0] == status
 
 
 async def test_the_connection_goes_on(client: Client, peer: EnginePeer) -> None:
@@ -168,8 +184,8 @@ def test_refusals_are_counted_and_have_their_line(tmp_path: Path) -> None:
     backlog.rate = 1
     part = backlog.part(Priority.INTERACTIVE)
     part[TOTAL], part[ACTIVE], part[FIRST + FLOW] = 2, 1, 2
-    gate, notes = Gate({Priority.INTERACTIVE: 1.0}, lambda: backlog), Notes()
-    turnstile = Turnstile(gate, KeyRing(KEY, tmp_path / "keys.json"), {"/embed": tei}, notes, notes)
+    gate, notes = Gate(1.0, lambda: backlog), Notes()
+    turnstile = Turnstile(gate, KeyRing(KEY, tmp_path / "keys.json"), {"/embed": tei}, notes, notes, 30_000)
     answer = turnstile.refusal(b"/embed", [(b"x-api-key", KEY.encode())], [])
     assert answer is not None
     (scope, facts), counted = noted

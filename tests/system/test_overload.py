@@ -22,7 +22,7 @@ ROUNDS = 10
 
 @pytest.fixture
 def stack() -> Iterator[Stack]:
-    with Stack(frontends=2, max_queue_ms=200, max_bulk_queue_ms=400) as stack:
+    with Stack(frontends=2, max_queue_ms=200) as stack:
         yield stack
         # pytest shows this where the test failed.
         print(stack.log.read_text(errors="replace")[-20_000:])

@@ -107,7 +107,7 @@ async def to_a_frontend(count: int, chance: random.Random) -> int:
         run_dir = Path(name)
         slab = Slab.create(run_dir, EPOCH, ROWS, DIM)
         client = EngineClient(
-            run_dir, "digest", refuse, most_flights=10, most_held=10, most_queue_s={}, grace_s=600, stall_s=600
+            run_dir, "digest", refuse, most_flights=10, most_held=10, most_queue_s=30, grace_s=600, stall_s=600
         )
         client._on_message(messages.welcome(WELCOME, EPOCH))
         assert client.engine == WELCOME
