@@ -135,9 +135,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
         epoch=loaded.epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(
-            CollectorRegistry(), welcome, loaded.epoch, settings.queue_items, settings.max_queue_ms / 1e3
-        ),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, loaded.epoch, settings.queue_items),
         watchdog=watchdog,
     )
     _stop_on_signals(engine, wake_fd)

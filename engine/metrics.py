@@ -22,14 +22,7 @@ TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 class EngineMetrics:
     """Metrics of one life of the engine; counters go on where the last engine's stopped."""
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        welcome: Welcome,
-        epoch: Epoch,
-        queue_items: int,
-        most_queue_s: float,
-    ) -> None:
+    def __init__(self, registry: CollectorRegistry, welcome: Welcome, epoch: Epoch, queue_items: int) -> None:
         def counter(name: str, text: str) -> Advance:
             return Advance(Counter(name, text, registry=registry))
 
@@ -70,7 +63,6 @@ class EngineMetrics:
         self._queued_tokens = gauge("embedlane_engine_queued_tokens", "Tokens of these texts.", "priority")
         gauge("embedlane_engine_queue_limit_texts", "Most texts that may wait, for each priority.").set(queue_items)
         self._queue_s = gauge("embedlane_engine_queue_seconds", "How long it takes to run what waits.", "priority")
-        gauge("embedlane_engine_queue_limit_seconds", "Above it a key's requests are refused.").set(most_queue_s)
         self._busy = gauge("embedlane_engine_busy_lanes", "Batches that run now.")
         self._rows = gauge("embedlane_slab_rows", "Rows of the slab by their state.", "state")
         self._free_rows = welcome.rows

@@ -106,7 +106,7 @@ class Running:
             epoch=EPOCH,
             run_dir=run_dir,
             wake_fd=self.wake_fd,
-            metrics=EngineMetrics(CollectorRegistry(), WELCOME, EPOCH, queue_items=1000, most_queue_s=30),
+            metrics=EngineMetrics(CollectorRegistry(), WELCOME, EPOCH, queue_items=1000),
         )
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()

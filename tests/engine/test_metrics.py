@@ -23,7 +23,7 @@ MS = 1_000_000
 class Bench:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.metrics = EngineMetrics(self.registry, WELCOME, Epoch(0xABC), queue_items=10, most_queue_s=5)
+        self.metrics = EngineMetrics(self.registry, WELCOME, Epoch(0xABC), queue_items=10)
         self.counters = Counters()
         self.scheduler = Scheduler(Limits(rows=8, tokens=64, max_wait=0, queue_items=10))
         self.leases, self.running = np.zeros(ROWS, np.uint32), np.zeros(ROWS, np.uint64)
@@ -77,7 +77,6 @@ def test_what_waits_and_what_is_lent(bench: Bench) -> None:
     bench.scheduler.backlog.rate = 3
     bench.refresh(busy=2)
     assert bench.value("engine_queue_seconds", priority="interactive") == 4
-    assert bench.value("engine_queue_limit_seconds") == 5
     assert bench.value("engine_queued_texts", priority="interactive") == 2
     assert bench.value("engine_queued_tokens", priority="interactive") == 12
     assert bench.value("engine_queued_tokens", priority="bulk") == 9

@@ -93,7 +93,7 @@ def drawn_engine(run_dir: Path, bundle: Bundle, *, length: float = 1) -> Iterato
         epoch=epoch,
         run_dir=run_dir,
         wake_fd=wake_fd,
-        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, queue_items=1000, most_queue_s=30),
+        metrics=EngineMetrics(CollectorRegistry(), welcome, epoch, queue_items=1000),
     )
     thread = threading.Thread(target=engine.run)
     thread.start()
