@@ -50,16 +50,12 @@ class Unseen:
 
 
 class Gate:
-    """`most_s` is how long a request may have to wait at most; `get_backlog` gives that of the engine that has joined.
-
-    `refused` counts requests.
-    """
+    """`most_s` is how long a request may have to wait at most; `get_backlog` gives that of the engine that has joined."""
 
     def __init__(self, most_s: float, get_backlog: Callable[[], Backlog | None]) -> None:
         self._most_s = most_s
         self._get_backlog = get_backlog
         self._unseen = Unseen()
-        self.refused = 0
 
     def is_crowded(self) -> bool:
         """Whether so much waits that some request may be refused, whoever's: costs next to nothing."""
@@ -89,7 +85,6 @@ class Gate:
             raise error
         seconds = backlog.seconds(priority, flow, tokens)
         if CERTAINTY * seconds > left_s:
-            self.refused += 1
             raise outcomes.too_long(seconds)
         self._unseen.send(backlog.rounds, flow, tokens)
 
@@ -97,10 +92,7 @@ class Gate:
         wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, flow))
         most = min(self._most_s, MOST_WAIT * left_s)
         # Where nothing waits, the deadline is the engine's business.
-        if wait <= most:
-            return None
-        self.refused += 1
-        return outcomes.too_late(wait, wait - most)
+        return outcomes.too_late(wait, wait - most) if wait > most else None
 
 
 def _left_s(deadline_ns: int) -> float:

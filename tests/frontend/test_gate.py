@@ -32,7 +32,6 @@ def test_what_the_engine_comes_to_in_time_passes() -> None:
     gate = gate_before(100)
     gate.check(INTERACTIVE, 0, after(30))
     gate.admit(INTERACTIVE, 0, after(30), tokens=100)
-    assert gate.refused == 0
 
 
 def test_what_would_wait_too_long_is_told_when_to_come_again() -> None:
@@ -40,7 +39,6 @@ def test_what_would_wait_too_long_is_told_when_to_come_again() -> None:
     with pytest.raises(Overloaded, match=r"a request waits 4\.0 s") as caught:
         gate.check(INTERACTIVE, 0, after(30))
     assert caught.value.retry_after == 3
-    assert gate.refused == 1
 
 
 def test_what_is_interactive_does_not_wait_for_bulk() -> None:
