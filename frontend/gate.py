@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
 from frontend import outcomes
 from ipc.backlog import TOTAL, Backlog
@@ -22,35 +23,37 @@ MOST_WAIT = 0.75
 # With less waiting than this nobody is refused whose deadline can be kept at all.
 CROWDED_SECONDS = 0.05
 
+Place: TypeAlias = tuple[Priority, int]
+
 
 class Unseen:
-    """Tokens that were sent and that the engine has not read yet, by flow.
+    """Tokens that were sent and that the engine has not read yet, by priority and flow.
 
     A busy engine reads every few milliseconds, and what comes in one of them can be a second's work.
     """
 
     def __init__(self) -> None:
-        self._sent: deque[tuple[int, int, int]] = deque()
-        self._tokens: dict[int, int] = {}
+        self._sent: deque[tuple[int, Place, int]] = deque()
+        self._tokens: dict[Place, int] = {}
 
-    def send(self, rounds: int, flow: int, tokens: int) -> None:
+    def send(self, rounds: int, place: Place, tokens: int) -> None:
         """Note what leaves now, when the engine has read for so many `rounds`."""
-        self._sent.append((rounds, flow, tokens))
-        self._tokens[flow] = self._tokens.get(flow, 0) + tokens
+        self._sent.append((rounds, place, tokens))
+        self._tokens[place] = self._tokens.get(place, 0) + tokens
 
-    def of(self, rounds: int, flow: int) -> int:
-        """This flow's, now."""
+    def of(self, rounds: int, place: Place) -> int:
+        """Those of one flow, now."""
         # A new engine counts from 0 again.
         while self._sent and not rounds - ROUNDS_TO_BE_SEEN < self._sent[0][0] <= rounds:
             _, seen, tokens = self._sent.popleft()
             self._tokens[seen] -= tokens
             if not self._tokens[seen]:
                 del self._tokens[seen]
-        return self._tokens.get(flow, 0)
+        return self._tokens.get(place, 0)
 
 
 class Gate:
-    """`most_s` is how long a request may have to wait at most; `get_backlog` gives that of the engine that has joined."""
+    """`most_s` is how long a request may have to wait; `get_backlog` gives that of the engine that has joined."""
 
     def __init__(self, most_s: float, get_backlog: Callable[[], Backlog | None]) -> None:
         self._most_s = most_s
@@ -86,10 +89,10 @@ class Gate:
         seconds = backlog.seconds(priority, flow, tokens)
         if CERTAINTY * seconds > left_s:
             raise outcomes.too_long(seconds)
-        self._unseen.send(backlog.rounds, flow, tokens)
+        self._unseen.send(backlog.rounds, (priority, flow), tokens)
 
     def _refusal(self, backlog: Backlog, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
-        wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, flow))
+        wait = backlog.seconds(priority, flow, self._unseen.of(backlog.rounds, (priority, flow)))
         most = min(self._most_s, MOST_WAIT * left_s)
         # Where nothing waits, the deadline is the engine's business.
         return outcomes.too_late(wait, wait - most) if wait > most else None

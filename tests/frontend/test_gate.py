@@ -75,6 +75,7 @@ def test_what_has_left_counts_until_the_engine_has_read_it() -> None:
     with pytest.raises(Overloaded):
         gate.check(INTERACTIVE, 1, after(30))
     gate.check(INTERACTIVE, 2, after(30))
+    gate.check(BULK, 1, after(30))
     backlog.end_round()
     with pytest.raises(Overloaded):
         gate.admit(INTERACTIVE, 1, after(30), tokens=1)
@@ -87,17 +88,17 @@ def test_nothing_is_unseen_for_longer_than_two_rounds(steps: list[tuple[int, int
     unseen, sent, rounds = Unseen(), list[tuple[int, int, int]](), 0
     for turned, flow, tokens in steps:
         rounds += turned
-        unseen.send(rounds, flow, tokens)
+        unseen.send(rounds, (BULK, flow), tokens)
         sent.append((rounds, flow, tokens))
         for each in range(4):
             recent = sum(t for r, f, t in sent if f == each and r > rounds - ROUNDS_TO_BE_SEEN)
-            assert unseen.of(rounds, each) == recent
+            assert unseen.of(rounds, (BULK, each)) == recent
 
 
 def test_a_new_engine_has_read_nothing_that_the_last_one_was_sent() -> None:
     unseen = Unseen()
-    unseen.send(1000, 1, 7)
-    assert unseen.of(0, 1) == 0
+    unseen.send(1000, (BULK, 1), 7)
+    assert unseen.of(0, (BULK, 1)) == 0
 
 
 def test_without_an_engine_the_breaker_decides() -> None:
