@@ -23,5 +23,12 @@ def test_what_was_is_forgotten() -> None:
     assert latest[-1] == pytest.approx(10, abs=1)
 
 
+def test_one_batch_that_was_stopped_changes_little() -> None:
+    rate = Rate(lanes=1)
+    for _ in range(100):
+        usual = rate.after(tokens=100, compute_ns=10_000_000)
+    assert rate.after(tokens=100, compute_ns=60_000_000_000) > 0.8 * usual
+
+
 def test_a_clock_that_stands_still_breaks_nothing() -> None:
     assert Rate(lanes=1).after(tokens=1, compute_ns=0) == 1_000_000_000
