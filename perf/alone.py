@@ -85,6 +85,16 @@ def run_alone(runner: OnnxRunner, dim: int, batches: Sequence[list[Ids]], second
     )
 
 
+def vectors_alone(runner: OnnxRunner, bundle: Bundle, texts: Sequence[str]) -> list[bytes]:
+    """The bits of each text's vector, float32 [dim], alone in its batch."""
+    row = np.empty((1, bundle.dim), np.float32)
+    found = []
+    for ids in token_ids(bundle, texts):
+        runner.run([ids], row)
+        found.append(row.tobytes())
+    return found
+
+
 def single_ms(session: ort.InferenceSession, text: Ids, seconds: float) -> float:
     """Median time of a batch of one, again and again for so long, with nothing else running."""
     batch = arrange([text])

@@ -17,7 +17,7 @@ from engine.runners.onnx import OnnxRunner
 from engine.scheduler import Limits
 from ipc.bundle import load_bundle, locate_bundle
 from ipc.settings import Settings, cores
-from perf.alone import Alone, equal_batches, open_session, run_alone, single_ms, token_ids
+from perf.alone import Alone, equal_batches, open_session, run_alone, single_ms, token_ids, vectors_alone
 from perf.load import build_requests
 from perf.phases import Phase, Server
 from perf.stats import Spread, histogram, spread
@@ -113,12 +113,7 @@ class Measurement:
 
     def vectors(self, texts: Sequence[str]) -> list[bytes]:
         """The bits of each text's vector, float32 [dim], from the bare runner and alone in its batch."""
-        row = np.empty((1, self._bundle.dim), np.float32)
-        found = []
-        for ids in token_ids(self._bundle, texts):
-            self._runner.run([ids], row)
-            found.append(row.tobytes())
-        return found
+        return vectors_alone(self._runner, self._bundle, texts)
 
     def warm_up(self, seconds: float) -> None:
         """Both sides, each with both kinds of texts."""

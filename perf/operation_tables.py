@@ -29,6 +29,37 @@ def restart_table(data: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\nHalf of {data['capacity']:.0f} requests/s. {ratio}"
 
 
+def soak_table(data: dict[str, Any]) -> str:
+    """What was judged, then each part of the run."""
+    verdicts = [
+        (each["target"], each["wanted"], each["measured"], "met" if each["is_met"] else "**missed**")
+        for each in data["verdicts"]
+    ]
+    minutes = data["seconds"] / 60 / len(data["parts"])
+    parts = [
+        (
+            f"{number * minutes:.3g} to {(number + 1) * minutes:.3g}",
+            f"{part['answers']:,}",
+            " / ".join(f"{part['latency_ms'][name]:.1f}" for name in ("p50", "p99", "max")) if part["answers"] else "",
+            f"{part['lag_p99_ms']:.2f}",
+            ", ".join(f"{name} {used:.0f}" for name, used in part["cpu_us"].items()),
+            f"{part['foreign']:.1%}",
+        )
+        for number, part in enumerate(data["parts"])
+    ]
+    head = (
+        "minutes",
+        "right answers",
+        "p50 / p99 / max, ms",
+        "generator's lag p99, ms",
+        "CPU, us a request",
+        "cores that others had",
+    )
+    before, after = (spread_text(data[f"capacity_{when}"], 0) for when in ("before", "after"))
+    about = f"Capacity was {before} requests/s before and {after} after; {data['rate']:.0f} were offered."
+    return "\n\n".join((table(("target", "wanted", "measured", ""), verdicts), about, table(head, parts)))
+
+
 def swap_table(data: dict[str, Any]) -> str:
     """Each swap, and what all requests of the run got."""
     report = data["report"]

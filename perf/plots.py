@@ -1,4 +1,4 @@
-"""Plots of a ladder's results, as PNG in docs/images.
+"""Plots of ladders and soaks, as PNG in docs/images.
 
 python -m perf.plots [FILE ...]
 """
@@ -6,7 +6,7 @@ python -m perf.plots [FILE ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,9 @@ IMAGES: Final = ROOT / "docs" / "images"
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 INCHES: Final = (8, 4.8)
+LINES: Final = ("-", "--", "-.", ":")
+# The two of Okabe and Ito's that no process has.
+LATENCY_COLOURS: Final = {"p50": "#E69F00", "p99": "#000000"}
 DPI: Final = 150
 
 
@@ -32,25 +35,43 @@ def plot_ladder(result: Result, folder: Path = IMAGES) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rate, rungs = result.data["rate"], result.data["rungs"].values()
     paths: list[Path] = []
-    with _figure(result, f"latency at {rate:g} requests/s, open loop (Poisson)", folder, "latency", paths) as axes:
+    with _figure(result, f"latency at {rate:g} requests/s, open loop (Poisson)", folder, "latency", paths) as (axes,):
         _latency(axes, rungs)
-    with _figure(result, "throughput against offered load", folder, "throughput", paths) as axes:
+    with _figure(result, "throughput against offered load", folder, "throughput", paths) as (axes,):
         _throughput(axes, rungs)
-    with _figure(result, "batch size against offered load", folder, "batch", paths) as axes:
+    with _figure(result, "batch size against offered load", folder, "batch", paths) as (axes,):
         _batch(axes, rungs)
     return paths
 
 
+def plot_soak(result: Result, folder: Path = IMAGES) -> list[Path]:
+    """Memory of each process, and latency below it, over time; gives the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found, paths = result.data, list[Path]()
+    rate, minutes = found["report"]["offered_rate"], found["seconds"] / 60
+    title = f"{minutes:g} minutes at {rate:.0f} requests/s, open loop (Poisson)"
+    with _figure(result, title, folder, "", paths, panels=2) as (memory, latency):
+        _memory(memory, found["tracks"], found["trends"]["rss"], minutes / len(found["parts"]))
+        _latency_over_time(latency, found["latency_ms"], minutes)
+    return paths
+
+
 @contextmanager
-def _figure(result: Result, title: str, folder: Path, name: str, paths: list[Path]) -> Iterator[Axes]:
-    figure = Figure(figsize=INCHES, layout="constrained", facecolor="white")
+def _figure(
+    result: Result, title: str, folder: Path, name: str, paths: list[Path], panels: int = 1
+) -> Iterator[list[Axes]]:
+    """Its panels, one below the other and over the same axis."""
+    width, height = INCHES
+    figure = Figure(figsize=(width, height * (panels + 1) / 2), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(f"{title[0].upper()}{title[1:]}\n{result.machine.cpu}, {result.machine.cores} cores", fontsize=11)
-    axes.grid(visible=True, alpha=0.3)
-    yield axes
+    all_axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    cores = f"{result.machine.cpu}, {result.machine.cores} cores"
+    all_axes[0].set_title(f"{title[0].upper()}{title[1:]}\n{cores}", fontsize=11)
+    for axes in all_axes:
+        axes.grid(visible=True, alpha=0.3)
+    yield all_axes
     figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    path = folder / f"{result.name}-{name}-{result.machine.slug}.png"
+    path = folder / ("-".join(filter(None, (result.name, name, result.machine.slug))) + ".png")
     # Without the library's version in it, the same numbers give the same file.
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
     paths.append(path)
@@ -88,6 +109,29 @@ def _batch(axes: Axes, rungs: Any) -> None:
     axes.set_ylim(bottom=0)
 
 
+def _memory(axes: Axes, tracks: Any, trends: Any, warm_up: float) -> None:
+    """Of all processes that are judged, with what each grew by after so many minutes."""
+    minutes = [second / 60 for second in tracks["seconds"]]
+    for number, (name, trend) in enumerate(trends.items()):
+        # Front ends lie on each other, so the line under another must show through it.
+        style, label = LINES[number % len(LINES)], f"{name}, {trend['growth']:+.2f} MiB after warm-up"
+        axes.plot(minutes, tracks["values"]["rss"][name], color=_colour(number), linestyle=style, label=label)
+    axes.axvspan(0, warm_up, color="#999999", alpha=0.15, linewidth=0)
+    axes.set_ylabel("resident memory, MiB")
+    axes.set_ylim(bottom=0)
+
+
+def _latency_over_time(axes: Axes, points: Any, minutes: float) -> None:
+    """A point stands in the middle of its span; where nothing was answered there is none."""
+    middles = [minutes * (n + 0.5) / len(points) for n in range(len(points))]
+    for (part, colour), marker in zip(LATENCY_COLOURS.items(), MARKERS, strict=False):
+        values = [point[part] if point else float("nan") for point in points]
+        axes.plot(middles, values, color=colour, marker=marker, markersize=3, linewidth=1, label=part)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("latency from the scheduled time, ms")
+    axes.set_ylim(bottom=0)
+
+
 def _line(axes: Axes, number: int, rung: Any, values: list[float]) -> None:
     offered = [point["report"]["offered_rate"] for point in _points(rung)]
     marker = MARKERS[number % len(MARKERS)]
@@ -103,11 +147,20 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+# The beginning of a result's name → what plots it.
+PLOTS: Final[dict[str, Callable[[Result], list[Path]]]] = {"ladder": plot_ladder, "soak": plot_soak}
+
+
 def main() -> int:
-    """Plot the given results, else all ladders."""
-    paths = [Path(name) for name in sys.argv[1:]] or sorted(RESULTS.glob("ladder-*.json"))
-    for path in paths:
-        for image in plot_ladder(load_result(path)):
+    """Plot the given results, else all that have plots."""
+    paths = [Path(name) for name in sys.argv[1:]]
+    for path in paths or sorted(path for kind in PLOTS for path in RESULTS.glob(f"{kind}-*.json")):
+        result = load_result(path)
+        plot = next((plot for kind, plot in PLOTS.items() if result.name.startswith(kind)), None)
+        if plot is None:
+            print(f"{path.name} has no plot; those of {' and '.join(PLOTS)} have.", file=sys.stderr)
+            return 1
+        for image in plot(result):
             print(image.relative_to(ROOT))
     return 0
 

@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, from /proc: what a wall clock cannot tell on a shared machine."""
+"""CPU time, memory and descriptors of processes, from /proc: what a wall clock cannot tell on a shared machine."""
 
 from __future__ import annotations
 
@@ -106,6 +106,16 @@ def memory(pid: int) -> Memory:
     text = (PROC / f"{pid}/smaps_rollup").read_text()
     found = {name: int(kib) / 1024 for name, kib in re.findall(r"^(Rss|Pss): +(\d+) kB$", text, re.MULTILINE)}
     return Memory(found["Rss"], found["Pss"])
+
+
+def descriptors(pid: int) -> int:
+    """How many files, sockets and the like a process has open."""
+    return sum(1 for _ in (PROC / f"{pid}/fd").iterdir())
+
+
+def mappings(pid: int) -> int:
+    """How many mappings its address space has."""
+    return (PROC / f"{pid}/maps").read_bytes().count(b"\n")
 
 
 def owners_of_ports(server_port: int, pids: Iterable[int]) -> dict[int, int]:

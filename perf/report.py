@@ -17,6 +17,7 @@ from perf.operation_tables import (
     protocols_table,
     restart_table,
     scrapes_table,
+    soak_table,
     swap_table,
     tracing_table,
 )
@@ -145,6 +146,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "limits": limits_table,
     "gateway": gateway_table,
     "restart": restart_table,
+    "soak": soak_table,
     "swap": swap_table,
     "compare": compare_table,
     "scrapes": scrapes_table,

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import subprocess
 
-from perf.procfs import Meter, descendants, machine_cpu_ns, memory, owners_of_ports, thread_cpu_ns
+from perf.procfs import (
+    Meter,
+    descendants,
+    descriptors,
+    machine_cpu_ns,
+    mappings,
+    memory,
+    owners_of_ports,
+    thread_cpu_ns,
+)
 
 
 def test_memory_and_cpu_of_this_process() -> None:
@@ -12,6 +22,14 @@ def test_memory_and_cpu_of_this_process() -> None:
     assert 0 < found.pss <= found.rss
     assert thread_cpu_ns(os.getpid())[os.getpid()] > 0
     assert machine_cpu_ns() > 0
+
+
+def test_what_is_opened_and_mapped_is_counted() -> None:
+    open_before, mapped_before = descriptors(os.getpid()), mappings(os.getpid())
+    # A shared mapping merges with no neighbour.
+    with socket.socket(), mmap.mmap(-1, mmap.PAGESIZE):
+        assert descriptors(os.getpid()) == open_before + 1
+        assert mappings(os.getpid()) >= mapped_before + 1
 
 
 def test_a_meter_sees_what_was_used_between_two_calls() -> None:
