@@ -13,12 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import zmq
 from prometheus_client import CollectorRegistry
 
 from engine.lanes import Lanes
 from engine.loop import Engine, Model
 from engine.metrics import EngineMetrics
+from engine.rates import Rate
 from engine.runners import Runner, open_runner
 from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
@@ -34,11 +36,13 @@ from ipc.messages import Welcome
 from ipc.metrics import counting
 from ipc.process import raise_descriptor_limit
 from ipc.settings import Settings, load_settings
-from ipc.slab import Epoch, Slab, new_epoch, remove_slabs
+from ipc.slab import Epoch, Rows, Slab, new_epoch, remove_slabs
 from ipc.sockets import ENGINE_SOCKET, bind_engine
 
 log = logging.getLogger("engine")
 
+# As a question has.
+FIRST_LENGTH = 16
 STOP_GRACE_NS = 10_000_000_000
 ROOM_SECONDS = 10.0
 ROOM_POLL_SECONDS = 0.05
@@ -96,6 +100,8 @@ def load(settings: Settings, run_dir: Path, epoch: Epoch) -> Loaded:
     runner = open_runner(settings, bundle)
     slab = make_slab(run_dir, epoch, settings.slab_rows, bundle.dim)
     runner.warm_up(slab.rows[: settings.max_batch_rows])
+    texts = max(1, min(settings.max_batch_rows, settings.max_batch_tokens // FIRST_LENGTH))
+    slab.backlog.rate = first_rate(runner, slab.rows[:texts])
     kind = {"device": runner.device, "precision": runner.precision, "lanes": runner.lanes}
     log.info("loaded", extra={"model": bundle.id, **kind, "seconds": round(time.monotonic() - began, 2)})
     return Loaded(bundle, runner, slab, epoch)
@@ -120,7 +126,7 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
     engine = Engine(
         router=router,
         # Without a cache nothing is shared, neither in the front ends nor between them.
-        scheduler=Twins(limits) if settings.cache_mb else Scheduler(limits),
+        scheduler=(Twins if settings.cache_mb else Scheduler)(limits, slab.backlog),
         lanes=lanes,
         slots=Slots(slab.leases, slab.running, share=settings.slab_share),
         max_rows=settings.max_batch_rows,
@@ -139,6 +145,15 @@ def serve(settings: Settings, run_dir: Path, loaded: Loaded) -> None:
     watchdog.stop()
     context.destroy(linger=None)
     (run_dir / ENGINE_SOCKET).unlink(missing_ok=True)
+
+
+def first_rate(runner: Runner, rows: Rows) -> int:
+    """Tokens per second of all lanes, by one batch: until others have run, admission goes by this."""
+    texts = [np.zeros(FIRST_LENGTH, np.int32)] * len(rows)
+    began = time.monotonic_ns()
+    runner.run(texts, rows)
+    rows[:] = 0
+    return Rate(runner.lanes).after(FIRST_LENGTH * len(texts), time.monotonic_ns() - began)
 
 
 def make_slab(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:

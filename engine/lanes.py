@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -10,13 +11,17 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from engine.bisection import Ran, run_parts
+from engine.queue import Item
 from engine.runners import Runner, WideRunner
-from engine.scheduler import Item
+from ipc.priority import Priority
 from ipc.slab import Rows
 
 # A batch of so few tokens (a few ms) that is alone runs in the loop's own thread: waking a lane and being woken by it
 # takes longer than what may arrive meanwhile would lose.
 BRIEF_TOKENS = 64
+# On a CPU lanes would take all cores, and front ends get theirs late: with five times as many requests as can be
+# answered, one in a hundred refusals took 11 ms, and with this 5. docs/decisions/0017
+NICENESS = 10
 
 
 @dataclass(slots=True)
@@ -48,14 +53,15 @@ class Lanes:
 
     def __init__(self, runner: Runner, rows: Rows, wake: Callable[[], None]) -> None:
         self._run_batch = runner.run
+        self._is_cpu = runner.device == "cpu"
         self._is_wide = isinstance(runner, WideRunner)
         self._run_alone = runner.run_alone if isinstance(runner, WideRunner) else runner.run
         self._rows = rows
         self._wake = wake
         self._inbox: SimpleQueue[Batch | None] = SimpleQueue()
         self._done: deque[Batch] = deque()
-        # Those that run, or whose end nobody has collected: their first row, and when they started.
-        self._running: dict[int, int] = {}
+        # Those that run, or whose end nobody has collected, by their first row.
+        self._running: dict[int, Batch] = {}
         self.run_cpu_ns = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"lane-{n}", daemon=True) for n in range(runner.lanes)
@@ -71,7 +77,18 @@ class Lanes:
     @property
     def oldest(self) -> int | None:
         """When the oldest of the batches that run started."""
-        return min(self._running.values(), default=None)
+        return min((batch.started for batch in self._running.values()), default=None)
+
+    @property
+    def count(self) -> int:
+        """How many lanes there are."""
+        return len(self._threads)
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether a lane would be without a bulk batch if one more started; one that is alone is kept for nobody."""
+        bulk = sum(batch.items[0].priority is Priority.BULK for batch in self._running.values())
+        return self.count == 1 or bulk + 1 < self.count
 
     @property
     def free(self) -> bool:
@@ -86,7 +103,7 @@ class Lanes:
     def start(self, batch: Batch) -> None:
         """Give a batch to a lane that is free; a brief one that is alone has run when this returns."""
         assert self.free, "this is a bug: a batch was formed with no lane to run it"
-        self._running[batch.first] = batch.started
+        self._running[batch.first] = batch
         if batch.alone and self._is_wide and batch.tokens <= BRIEF_TOKENS:
             self._run(batch)
             self._done.append(batch)
@@ -114,6 +131,8 @@ class Lanes:
             thread.join()
 
     def _work(self) -> None:
+        if self._is_cpu:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         while (batch := self._inbox.get()) is not None:
             self._run(batch)
             self._done.append(batch)

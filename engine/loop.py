@@ -14,14 +14,17 @@ import zmq
 from engine.lanes import Batch, Lanes
 from engine.metrics import EngineMetrics
 from engine.outcomes import NO_ROW, Counters, Outcome, Outcomes
-from engine.scheduler import Item, Scheduler
+from engine.queue import Item
+from engine.scheduler import Scheduler
 from engine.slots import Slots
 from engine.waking import drain, make_poller
 from engine.watchdog import Watchdog
 from ipc import messages
+from ipc.backlog import FLOWS
 from ipc.errors import MalformedFrame
 from ipc.liveness import frontend_lives, living_frontends
-from ipc.messages import Header, Priority, Status, Type, Welcome
+from ipc.messages import Header, Status, Type, Welcome
+from ipc.priority import Priority
 from ipc.slab import Epoch
 from ipc.sockets import Socket, frontend_id, routing_id
 
@@ -143,7 +146,7 @@ class Engine:
         poller = self._poller
         if not self._lanes.free:
             until, poller = min(until, now + BUSY_READ_NS), self._wake_poller
-        elif not self._short_of_rows and (due := self._scheduler.wake_at()) is not None:
+        elif not self._short_of_rows and (due := self._scheduler.wake_at(spare=self._lanes.has_spare)) is not None:
             until = min(until, due)
         # Rounded up: a poll that ends early would only turn round again.
         timeout_ms = max(0, -(-(until - now) // 1_000_000))
@@ -158,6 +161,7 @@ class Engine:
             try:
                 identity, *rest = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                self._scheduler.backlog.end_round()
                 return
             self._on_message(identity, rest)
 
@@ -200,14 +204,14 @@ class Engine:
         in_range = not len(ids) or (ids.min() >= 0 and ids.max() < self._model.vocab_size)
         rejected: list[tuple[int, int, int, int]] = []
         begin = 0
-        for sequence, deadline, length, priority in table.tolist():
+        for sequence, deadline, length, priority, flow in table.tolist():
             text = ids[begin : begin + length]
             begin += length
             if not in_range or length > self._model.max_tokens:
                 rejected.append((sequence, NO_ROW, Status.INVALID, 0))
                 continue
             queue = PRIORITIES.get(priority, Priority.BULK)
-            if not self._scheduler.add(Item(owner, sequence, text, queue, deadline, now)):
+            if not self._scheduler.add(Item(owner, sequence, text, queue, deadline, now, flow % FLOWS)):
                 self.counters.refused += 1
                 rejected.append((sequence, NO_ROW, Status.REFUSED, 0))
         if rejected:
@@ -237,7 +241,8 @@ class Engine:
         now = time.monotonic_ns()
         blocked = self._slots.over_share()
         idle = not self._lanes.busy
-        batch, expired = self._scheduler.next_batch(now, idle=idle, blocked=blocked)
+        spare = self._lanes.has_spare
+        batch, expired = self._scheduler.next_batch(now, idle=idle, spare=spare, blocked=blocked)
         self._short_of_rows = bool(blocked)
         if expired:
             self.counters.expired += len(expired)

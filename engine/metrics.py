@@ -9,8 +9,9 @@ from engine.lanes import Batch
 from engine.outcomes import Counters
 from engine.scheduler import Scheduler
 from engine.slots import Slots
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
 from ipc.metrics import SECONDS, Advance
+from ipc.priority import Priority
 from ipc.process import cpu_seconds, resident_bytes
 from ipc.slab import Epoch
 
@@ -61,6 +62,7 @@ class EngineMetrics:
         self._queued_texts = gauge("embedlane_engine_queued_texts", "Texts that wait for a batch.", "priority")
         self._queued_tokens = gauge("embedlane_engine_queued_tokens", "Tokens of these texts.", "priority")
         gauge("embedlane_engine_queue_limit_texts", "Most texts that may wait, for each priority.").set(queue_items)
+        self._queue_s = gauge("embedlane_engine_queue_seconds", "How long it takes to run what waits.", "priority")
         self._busy = gauge("embedlane_engine_busy_lanes", "Batches that run now.")
         self._rows = gauge("embedlane_slab_rows", "Rows of the slab by their state.", "state")
         self._free_rows = welcome.rows
@@ -100,6 +102,8 @@ class EngineMetrics:
             texts, tokens = scheduler.queued(priority)
             self._queued_texts.labels(priority.name.lower()).set(texts)
             self._queued_tokens.labels(priority.name.lower()).set(tokens)
+            rate = scheduler.backlog.rate
+            self._queue_s.labels(priority.name.lower()).set(tokens / rate if rate else 0)
         self._busy.set(busy)
         computing, lent = slots.states()
         self._rows.labels("computing").set(computing)

@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 from engine.bisection import SMALL_NS, Ran
 from engine.lanes import Batch, Lanes
-from engine.scheduler import Item, Scheduler
+from engine.queue import Item
+from engine.rates import Rate
+from engine.scheduler import Scheduler
 from engine.slots import Slots
 from ipc.messages import Status
 
@@ -47,6 +49,7 @@ class Outcomes:
         self._slots = slots
         self._frontends = frontends
         self._counters = counters
+        self._rate = Rate(lanes.count)
 
     def of(self, batch: Batch) -> Iterator[Outcome]:
         """For each text of the batch and each twin that its vector serves; nothing for texts of the dead."""
@@ -72,6 +75,9 @@ class Outcomes:
         self._counters.batches += 1
         self._counters.items += len(batch.items)
         self._counters.failed_runs += ran.failures
+        # What runs alone has all cores, and says nothing of what comes when all lanes work.
+        if not batch.alone:
+            self._scheduler.backlog.rate = self._rate.after(batch.tokens, batch.compute_ns)
         if ran.fits is not None:
             self._counters.starved += 1
             self._scheduler.keep_small(ran.fits, until=batch.started + batch.compute_ns + SMALL_NS)

@@ -1,26 +1,30 @@
 """When a batch leaves, and which texts are in it. Pure: no socket, no clock of its own.
 
-A batch holds the oldest texts in order, of any lengths; or, for a runner that does not mix lengths, texts of equal
-length, so that no token of it is padding. It leaves when it is full (rows or tokens), when its oldest text has
-waited `max_wait`, or at once when no other lane works, for then waiting would gain nothing. It is formed as late as
-possible, when a lane asks for it, so that later arrivals can join.
+A batch holds the texts whose turn it is (`engine.queue`), of any lengths; or, for a runner that does not mix lengths,
+texts of equal length, so that no token of it is padding. It leaves when it is full (rows or tokens), when its oldest
+text has waited `max_wait`, or at once when no other lane works, for then waiting would gain nothing. It is formed as
+late as possible, when a lane asks for it, so that later arrivals can join.
+
+Interactive texts go before bulk, and while there are some a lane is kept free from bulk: a bulk batch is long, and
+whoever comes while all lanes are at one waits for its end.
 
 Suspects go before all others, one by one, while every other lane is idle: if the engine dies again, it was that text.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from ipc.messages import Ids, Priority
+from engine.queue import NOBODY, Item, Line, Queue
+from ipc.backlog import Backlog
+from ipc.priority import Priority
 
-Key: TypeAlias = tuple[int, int]
-NOBODY: frozenset[int] = frozenset()
-# Bulk texts go first once they have waited this long, so that interactive traffic cannot starve them.
+# A bulk batch goes first once none has gone for so long, so that interactive traffic cannot starve them.
 BULK_PATIENCE_NS = 500_000_000
+# So long after an interactive text another one is expected.
+INTERACTIVE_FOR_NS = 1_000_000_000
 # How many batches' texts a batch looks through for those of one front end.
 BATCHES_AHEAD = 4
 
@@ -40,23 +44,6 @@ class Limits:
         return min(self.rows, max(1, self.tokens // length))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Item:
-    """One text: ids int32 [length], deadline and arrival in ns on the monotonic clock."""
-
-    owner: int
-    sequence: int
-    ids: Ids
-    priority: Priority
-    deadline: int
-    arrived: int
-
-    @property
-    def key(self) -> Key:
-        """Unique among all items of all front ends."""
-        return self.owner, self.sequence
-
-
 class Turn(NamedTuple):
     """What a free lane gets: texts to run, and those whose deadline has passed."""
 
@@ -64,52 +51,25 @@ class Turn(NamedTuple):
     expired: list[Item]
 
 
-class Queue:
-    """Waiting texts of one priority, in order of arrival, and the same by length.
+class Scheduler:
+    """A queue for each priority, each with its own limit, and the choice of the next batch.
 
-    `most` is how many there may be, `tokens` how many tokens they have.
+    `backlog` is where front ends see what waits.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.tokens = 0
-        self.waiting: OrderedDict[Key, Item] = OrderedDict()
-        self.by_length: dict[int, OrderedDict[Key, Item]] = {}
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another text may wait here."""
-        return len(self.waiting) < self.most
-
-    def add(self, item: Item) -> None:
-        """Append a text."""
-        self.tokens += len(item.ids)
-        self.waiting[item.key] = item
-        self.by_length.setdefault(len(item.ids), OrderedDict())[item.key] = item
-
-    def remove(self, item: Item) -> None:
-        """Take out a text that waits here."""
-        self.tokens -= len(item.ids)
-        del self.waiting[item.key]
-        group = self.by_length[len(item.ids)]
-        del group[item.key]
-        if not group:
-            del self.by_length[len(item.ids)]
-
-    def oldest(self, blocked: frozenset[int]) -> Item | None:
-        """The text that has waited longest among those that may go."""
-        return next((item for item in self.waiting.values() if item.owner not in blocked), None)
-
-
-class Scheduler:
-    """A queue for each priority, each with its own limit, and the choice of the next batch."""
-
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, backlog: Backlog | None = None) -> None:
         self._limits = self._full_limits = limits
         self._small_until = 0
-        self._queues = {priority: Queue(limits.queue_items) for priority in Priority}
+        self.backlog = backlog or Backlog.private()
+        self._queues = {
+            priority: Queue(limits.queue_items, self.backlog.part(priority), by_length=not limits.mixes_lengths)
+            for priority in Priority
+        }
         self._suspects = self._queues[Priority.SUSPECT]
         self._suspect_runs = False
+        self._bulk_at = 0
+        # Until then a lane is kept for interactive texts.
+        self._kept_until = 0
 
     def __len__(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues.values())
@@ -125,6 +85,8 @@ class Scheduler:
         if not queue.has_room or item.key in queue.waiting:
             return False
         queue.add(item)
+        if item.priority is Priority.INTERACTIVE:
+            self._kept_until = item.arrived + INTERACTIVE_FOR_NS
         return True
 
     def add_again(self, items: Iterable[Item]) -> None:
@@ -162,10 +124,11 @@ class Scheduler:
             self._queues[item.priority].remove(item)
         return items
 
-    def next_batch(self, now: int, *, idle: bool, blocked: frozenset[int] = NOBODY) -> Turn:
+    def next_batch(self, now: int, *, idle: bool, spare: bool = True, blocked: frozenset[int] = NOBODY) -> Turn:
         """The texts for a lane that is free; an empty batch where waiting is better.
 
-        `idle` says that no other lane works. Texts of front ends in `blocked` stay where they are.
+        `idle` says that no other lane works, `spare` that another one would be without a bulk batch if this lane had
+        one. Texts of front ends in `blocked` stay where they are.
         """
         if now >= self._small_until:
             self._limits = self._full_limits
@@ -174,34 +137,47 @@ class Scheduler:
         if self._suspect_runs or (suspect and not idle):
             return Turn([], [])
         if suspect:
-            turn = self._take(self._suspects, len(suspect.ids), 1, now, blocked)
+            turn = self._take([suspect], 1, now, blocked)
             self._suspect_runs = bool(turn.batch)
             return turn
-        for queue in self._by_urgency(now):
-            ripe = self._from(queue, now, idle, blocked)
+        for priority in self._by_urgency(now, spare):
+            ripe = self._from(self._queues[priority], now, idle, blocked)
             if ripe is not None:
+                if priority is Priority.BULK and ripe.batch:
+                    self._bulk_at = now
                 return ripe
         return Turn([], [])
 
-    def wake_at(self, blocked: frozenset[int] = NOBODY) -> int | None:
-        """When the oldest text will have waited `max_wait`; None where nothing waits, or all wait for a lane's end."""
+    def wake_at(self, *, spare: bool = True, blocked: frozenset[int] = NOBODY) -> int | None:
+        """When a text will be due that is not yet; None where nothing waits, or all wait for a lane's end."""
         if self._suspect_runs or self._suspects.oldest(blocked):
             return None
-        heads = [queue.oldest(blocked) for queue in self._queues.values()]
-        return min((item.arrived + self._limits.max_wait for item in heads if item), default=None)
+        interactive, bulk = (self._queues[p].oldest(blocked) for p in (Priority.INTERACTIVE, Priority.BULK))
+        due = [] if interactive is None else [interactive.arrived + self._limits.max_wait]
+        if bulk is not None:
+            earliest = 0 if spare else min(self._kept_until, self._bulk_due(bulk))
+            due.append(max(bulk.arrived + self._limits.max_wait, earliest))
+        return min(due, default=None)
 
-    def _by_urgency(self, now: int) -> Iterator[Queue]:
-        interactive, bulk = self._queues[Priority.INTERACTIVE], self._queues[Priority.BULK]
-        oldest = bulk.oldest(NOBODY)
-        patient = oldest is None or now - oldest.arrived < BULK_PATIENCE_NS
-        return iter((interactive, bulk) if patient else (bulk, interactive))
+    def _by_urgency(self, now: int, spare: bool) -> Iterator[Priority]:
+        """The priorities that may have this lane."""
+        oldest = self._queues[Priority.BULK].oldest()
+        if oldest is not None and now >= self._bulk_due(oldest):
+            yield Priority.BULK
+        yield Priority.INTERACTIVE
+        if spare or now >= self._kept_until:
+            yield Priority.BULK
+
+    def _bulk_due(self, oldest: Item) -> int:
+        """When a bulk batch goes first."""
+        return max(oldest.arrived, self._bulk_at) + BULK_PATIENCE_NS
 
     def _from(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> Turn | None:
         """A queue's next batch; None where it is not due."""
         if self._limits.mixes_lengths:
-            return self._take_oldest(queue, now, blocked) if self._is_ripe(queue, now, idle, blocked) else None
+            return self._take_any(queue, now, blocked) if self._is_ripe(queue, now, idle, blocked) else None
         length = self._ripe_length(queue, now, idle, blocked)
-        return None if length is None else self._take(queue, length, self._limits.rows_of(length), now, blocked)
+        return None if length is None else self._take(queue.in_turn(length), self._limits.rows_of(length), now, blocked)
 
     def _is_ripe(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> bool:
         """Whether the oldest text is due, or there is a full batch of any lengths."""
@@ -212,10 +188,10 @@ class Scheduler:
         is_full = len(queue.waiting) >= limits.rows or queue.tokens >= limits.tokens
         return idle or is_full or now - oldest.arrived >= limits.max_wait
 
-    def _take_oldest(self, queue: Queue, now: int, blocked: frozenset[int]) -> Turn:
-        """The oldest texts up to the first that has no place, so that none is overtaken."""
+    def _take_any(self, queue: Queue, now: int, blocked: frozenset[int]) -> Turn:
+        """The texts whose turn it is up to the first that has no place, so that none is overtaken."""
         turn, tokens = Turn([], []), 0
-        for item in queue.waiting.values():
+        for item in queue.in_turn():
             if item.owner in blocked:
                 continue
             if item.deadline <= now:
@@ -225,32 +201,36 @@ class Scheduler:
             if len(turn.batch) == self._limits.rows or (turn.batch and tokens > self._limits.tokens):
                 break
             turn.batch.append(item)
-        self._drop([*turn.batch, *turn.expired])
-        return turn
+        return self._leave(turn)
 
     def _ripe_length(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> int | None:
-        """The length to run now: the oldest text's if it is due, else one of which there is a full batch."""
+        """The length to run now: that of the text whose turn it is, if one is due; else one with a full batch."""
         oldest = queue.oldest(blocked)
         if oldest is None:
             return None
         if idle or now - oldest.arrived >= self._limits.max_wait:
-            return len(oldest.ids)
-        return next((length for length, group in queue.by_length.items() if self._is_full(length, group)), None)
+            first = queue.next(blocked)
+            assert first is not None, "this is a bug: a text waits and has no turn"
+            return len(first.ids)
+        return next((length for length, line in queue.lines.items() if self._is_full(length, line)), None)
 
-    def _is_full(self, length: int, group: OrderedDict[Key, Item]) -> bool:
-        return len(group) >= self._limits.rows_of(length)
+    def _is_full(self, length: int, line: Line) -> bool:
+        return line.count >= self._limits.rows_of(length)
 
-    def _take(self, queue: Queue, length: int, room: int, now: int, blocked: frozenset[int]) -> Turn:
+    def _take(self, items: Iterable[Item], room: int, now: int, blocked: frozenset[int]) -> Turn:
         candidates: list[Item] = []
         expired: list[Item] = []
-        for item in queue.by_length[length].values():
+        for item in items:
             if item.owner not in blocked:
                 (expired if item.deadline <= now else candidates).append(item)
             if len(candidates) == BATCHES_AHEAD * room:
                 break
-        turn = Turn(_together(candidates)[:room], expired)
-        for item in (*turn.batch, *turn.expired):
-            queue.remove(item)
+        return self._leave(Turn(_together(candidates)[:room], expired))
+
+    def _leave(self, turn: Turn) -> Turn:
+        if turn.batch:
+            self._queues[turn.batch[0].priority].run(turn.batch)
+        self._drop(turn.expired)
         return turn
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.scheduler import NOBODY, Item, Key, Limits, Scheduler, Turn
-from ipc.messages import Priority
+from engine.queue import NOBODY, Item, Key
+from engine.scheduler import Limits, Scheduler, Turn
+from ipc.backlog import Backlog
+from ipc.priority import Priority
 
 SUSPECT = Priority.SUSPECT
 
@@ -24,8 +26,8 @@ class Twins(Scheduler):
     run alone: they neither lead nor join.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        super().__init__(limits)
+    def __init__(self, limits: Limits, backlog: Backlog | None = None) -> None:
+        super().__init__(limits, backlog)
         self._leaders: dict[bytes, Item] = {}
         # Leader → its twins, in order of arrival; only leaders that have some.
         self._twins: dict[Item, dict[Key, Item]] = {}
@@ -64,11 +66,11 @@ class Twins(Scheduler):
         twins = self._part([self._twins[leader][key] for key, leader in self._leader_of.items() if key[0] == owner])
         return [*twins, *self._succeed(super().drop_owner(owner))]
 
-    def next_batch(self, now: int, *, idle: bool, blocked: frozenset[int] = NOBODY) -> Turn:
+    def next_batch(self, now: int, *, idle: bool, spare: bool = True, blocked: frozenset[int] = NOBODY) -> Turn:
         """As in a scheduler. Twins neither expire with their leader nor wait where it is blocked."""
         if blocked:
             self._leave_blocked(blocked)
-        turn = super().next_batch(now, idle=idle, blocked=blocked)
+        turn = super().next_batch(now, idle=idle, spare=spare, blocked=blocked)
         self._succeed(turn.expired)
         return turn
 

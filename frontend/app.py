@@ -24,11 +24,13 @@ from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.metrics import RequestMetrics, StateMetrics
 from frontend.model import Model
+from frontend.protocol import TURNSTILE
 from frontend.redis_link import RedisLink
 from frontend.request_log import RequestLog
 from frontend.services import open_embedder
 from frontend.token_ids import load_cl100k
 from frontend.tracing import open_tracing
+from frontend.turnstile import Turnstile
 from ipc.bundle import Bundle
 from ipc.settings import Settings
 
@@ -98,6 +100,12 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "/info": tei,
 }
 
+# Those whose requests the engine answers.
+ASKING: Final[dict[str, Dialect]] = {
+    **{path: DIALECTS[path] for path in ("/v1/embeddings", "/embeddings", "/embed", "/similarity", "/")},
+    "/v1/embed": original,
+}
+
 
 def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "frontend") -> Starlette:
     """The ASGI application of one front end; it connects to the engine at start-up, whether there is one or not.
@@ -116,10 +124,11 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     log = RequestLog()
     tracing = open_tracing(process) if settings.tracing else None
     registry = CollectorRegistry()
+    metrics = RequestMetrics(registry, PATHS)
     open_paths = (OPEN_PATHS | pages.ASSETS.keys()) - ({"/metrics"} if settings.metrics_key else set())
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, object]]:
         async with AsyncExitStack() as ends:
             if tracing is not None:
                 ends.push_async_callback(tracing.close)
@@ -131,12 +140,16 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
             state.start()
             ends.callback(keys.close)
             keys.watch()
-            yield
+            gate = app.state.embedder.client.gate
+            # Where there is tracing each request has a span.
+            yield (
+                {} if tracing else {TURNSTILE: Turnstile(gate, keys, ASKING, log, metrics, settings.request_timeout_ms)}
+            )
 
     app = Application(
         routes=[*ROUTES, *ASSETS],
         middleware=[
-            Middleware(Correlation, log=log, metrics=RequestMetrics(registry, PATHS)),
+            Middleware(Correlation, log=log, metrics=metrics),
             *([] if tracing is None else [tracing.middleware(PATHS)]),
             Middleware(Errors, dialects=DIALECTS, default=original),
             Middleware(Auth, keys=keys, open_paths=open_paths),

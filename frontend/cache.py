@@ -20,7 +20,8 @@ from frontend import outcomes
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
 from frontend.remote_cache import RemoteCache
-from ipc.messages import Ids, Priority
+from ipc.messages import Ids
+from ipc.priority import Priority
 from ipc.slab import Row
 
 KEY_BYTES: Final = 16
@@ -134,6 +135,7 @@ class CachedEngine:
         *,
         deadline_ns: int,
         priority: Priority,
+        flow: int = 0,
         lost: asyncio.Future[None] | None = None,
     ) -> Call:
         """As `EngineClient.embed`, which is asked for what no cache has; the call's `hits` tells how many had been.
@@ -159,6 +161,7 @@ class CachedEngine:
             take,
             deadline_ns=deadline_ns,
             priority=priority,
+            flow=flow,
             lost=lost,
             keys=[keys[n] for n in missing] if hits else keys,
         )

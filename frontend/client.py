@@ -20,11 +20,14 @@ import zmq
 from frontend import outcomes
 from frontend.breaker import PROBE_SECONDS, Breaker
 from frontend.flight import Call, Flight, Holding, Lent, Take
+from frontend.gate import Gate
 from frontend.link import Link
 from frontend.under_way import UnderWay
 from ipc import messages
+from ipc.backlog import Backlog
 from ipc.errors import MalformedFrame, StartError
-from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
+from ipc.messages import Header, Ids, Status, Type, Welcome
+from ipc.priority import Priority
 from ipc.slab import Row
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class EngineClient:
         *,
         most_flights: int,
         most_held: int,
+        most_queue_s: float,
         grace_s: float,
         stall_s: float,
     ) -> None:
@@ -65,6 +69,7 @@ class EngineClient:
         self._outbox = self._under_way.outbox
         self._grace: asyncio.TimerHandle | None = None
         self._probe: Flight | None = None
+        self.gate = Gate(most_queue_s, self._backlog)
         self.breaker = Breaker(stall_s, self._is_owed, self._ask)
         self.engine: Welcome | None = None
         self.last_vector_ns = 0
@@ -91,6 +96,7 @@ class EngineClient:
         *,
         deadline_ns: int,
         priority: Priority,
+        flow: int = 0,
         lost: asyncio.Future[None] | None = None,
         keys: Sequence[bytes] = (),
     ) -> Call:
@@ -103,7 +109,8 @@ class EngineClient:
         back. So they are where the caller is cancelled.
         """
         self._admit(len(texts))
-        call = self._new_call(take, len(texts), deadline_ns)
+        self.gate.admit(priority, flow, deadline_ns, sum(map(len, texts)))
+        call = self._new_call(take, len(texts), deadline_ns, flow)
         if not self._flights:
             self.breaker.hear()
         if keys:
@@ -147,8 +154,8 @@ class EngineClient:
         if len(self._flights) + texts > self._most_flights:
             raise outcomes.too_many()
 
-    def _new_call(self, take: Take | None, texts: int, deadline_ns: int) -> Call:
-        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding)
+    def _new_call(self, take: Take | None, texts: int, deadline_ns: int, flow: int = 0) -> Call:
+        return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding, flow)
 
     # receive
 
@@ -231,6 +238,9 @@ class EngineClient:
     def _on_failed(self, flight: Flight, status: int) -> None:
         if (later := flight.end(status)) is not None:
             self._under_way.submit_anew(flight, later, flight.submission.priority)
+
+    def _backlog(self) -> Backlog | None:
+        return None if self.engine is None else self._link.slab.backlog
 
     def _joined_link(self) -> Link | None:
         return None if self.engine is None else self._link

@@ -12,9 +12,11 @@ from starlette.requests import ClientDisconnect
 
 from frontend import outcomes
 from frontend.admission import Admission
+from frontend.auth import SCOPE_KEY
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
+from frontend.keys import Key
 from frontend.limits.quota import Quota
 from frontend.model import Model, PromptName
 from frontend.protocol import CONNECTION_LOST
@@ -22,11 +24,11 @@ from frontend.request import Request
 from frontend.request_log import FACTS, Facts
 from frontend.token_ids import REFUSAL, Decoder, IdLists, accept, decode
 from frontend.tokenizer import Side, Token, Tokens
+from frontend.wishes import read_wishes
 from ipc.errors import InvalidRequest, ModelChanged
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
+from ipc.priority import Priority
 from ipc.settings import Settings
-
-PRIORITIES = {"interactive": Priority.INTERACTIVE, "bulk": Priority.BULK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Terms(NamedTuple):
     began: int
     deadline: int
     priority: Priority
+    flow: int
     quota: Quota | None
 
 
@@ -217,7 +220,12 @@ class Embedder:
         lost = _connection_lost(request)
         try:
             call = await self._engine.embed(
-                tokens.texts, take, deadline_ns=terms.deadline, priority=terms.priority, lost=lost
+                tokens.texts,
+                take,
+                deadline_ns=terms.deadline,
+                priority=terms.priority,
+                flow=terms.flow,
+                lost=lost,
             )
         except asyncio.CancelledError:
             if lost is not None and lost.done():
@@ -260,27 +268,14 @@ class Embedder:
     def _terms(self, request: Request) -> Terms:
         began = time.monotonic_ns()
         quota = self.admission.check(request.scope)
-        return Terms(began, began + self._timeout_ns(request), _priority(request), quota)
-
-    def _timeout_ns(self, request: Request) -> int:
-        most = self.settings.request_timeout_ms
-        given = request.headers.get("x-request-timeout-ms")
-        if given is None:
-            return most * 1_000_000
-        if not (given.isascii() and given.isdigit() and len(given) < 10 and int(given)):
-            raise InvalidRequest("X-Request-Timeout-Ms must be a whole number of milliseconds, 1 or more.")
-        return min(int(given), most) * 1_000_000
+        key: Key = request.scope[SCOPE_KEY]
+        wishes = read_wishes(request.headers, self.settings.request_timeout_ms)
+        terms = Terms(began, began + wishes.timeout_ms * 1_000_000, wishes.priority, key.flow, quota)
+        self.client.gate.check(terms.priority, terms.flow, terms.deadline)
+        return terms
 
 
 def _connection_lost(request: Request) -> asyncio.Future[None] | None:
     """Done once the client has hung up; None where the server is not `frontend.protocol.Protocol`."""
     found: asyncio.Future[None] | None = request.scope.get("extensions", {}).get(CONNECTION_LOST, {}).get("future")
     return found
-
-
-def _priority(request: Request) -> Priority:
-    given = request.headers.get("x-priority", "interactive")
-    priority = PRIORITIES.get(given.lower())
-    if priority is None:
-        raise InvalidRequest("X-Priority must be `interactive` or `bulk`.")
-    return priority

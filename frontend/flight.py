@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from frontend import outcomes
 from ipc.log import correlation_id
-from ipc.messages import Priority, Status, Submission
+from ipc.messages import Status, Submission
+from ipc.priority import Priority
 from ipc.slab import FREE, Leases, Row, Rows
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ class Lent(NamedTuple):
 class Call:
     """One request's texts on their way: parts[i] is what `take` made of the vector of texts[i]; times in ns.
 
-    `hits` of its texts came from a cache. Without `take`, held[i] is the row itself, or parts[i] its bytes where
-    somebody else holds that or `holding` has no room: whoever gets the call releases it.
+    `hits` of its texts came from a cache, `flow` is as in `ipc.backlog`. Without `take`, held[i] is the row itself, or
+    parts[i] its bytes where somebody else holds that or `holding` has no room: whoever gets the call releases it.
     """
 
     take: Take | None
@@ -66,6 +67,7 @@ class Call:
     done: asyncio.Future[None]
     deadline_ns: int
     holding: Holding | None = None
+    flow: int = 0
     wait_ns: int = 0
     compute_ns: int = 0
     hits: int = 0

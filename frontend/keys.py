@@ -64,6 +64,11 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What tells it from all other keys in stores and lists: the first 16 hex digits of the digest."""
         return self.digest[:ID_DIGITS]
 
+    @property
+    def flow(self) -> int:
+        """Its flow in the engine's queue, 0..255 (`ipc.backlog`)."""
+        return int(self.digest[:2], 16)
+
     def __repr__(self) -> str:
         """Name the key without its whole digest, in case it gets into a log."""
         return f"Key({self.name!r}, {self.id})"

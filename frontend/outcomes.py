@@ -45,6 +45,21 @@ def too_many() -> Overloaded:
     return Overloaded("Too many texts are waiting: try again later.", retry_after=RETRY_AFTER_SECONDS)
 
 
+def too_late(wait_s: float, excess_s: float) -> Overloaded:
+    """Where the engine would not come to the request in time; `excess_s` is by how much."""
+    return Overloaded(
+        f"The server is overloaded, a request waits {wait_s:.1f} s: try again later.",
+        retry_after=max(RETRY_AFTER_SECONDS, excess_s),
+    )
+
+
+def too_long(seconds: float) -> DeadlineExceeded:
+    """Where the request's own texts would not be done by its deadline."""
+    return DeadlineExceeded(
+        f"The request would take about {seconds:.1f} s, which is past its deadline: allow more time or send less."
+    )
+
+
 def poison() -> PoisonRequest:
     """For a text that the engine died of too often."""
     return PoisonRequest("The engine died whenever it ran this request: do not repeat it.")

@@ -6,7 +6,7 @@ import asyncio
 import math
 import select
 import typing
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -20,12 +20,40 @@ NEVER = math.inf
 LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 REFUSAL = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
 CONTINUE = b"HTTP/1.1 100 "
 # The ASGI extension that holds a future, done once the client has hung up. A second task that waits in `receive` for
 # that would cost each request far more.
 CONNECTION_LOST = "embedlane.connection_lost"
+# Where the lifespan's state has what refuses requests by their head, if anything does.
+TURNSTILE = "embedlane.turnstile"
 # The ASGI extension that holds the connection itself, as a `Wire`.
 WIRE = "embedlane.wire"
+
+
+class Gatekeeper(typing.Protocol):
+    """What a connection asks before it makes a request of a head."""
+
+    def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders) -> bytes | None: ...  # noqa: D102 - see Protocol
+
+
+class Refused:
+    """Stands for a request that was answered by its head alone, where uvicorn looks for the last one's state."""
+
+    response_started = response_complete = keep_alive = True
+    disconnected = False
+
+    @property
+    def message_event(self) -> Refused:
+        """Nobody waits for more of its body."""
+        return self
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+
+REFUSED = cast(RequestResponseCycle, Refused())
 
 
 class Room(typing.Protocol):
@@ -96,6 +124,7 @@ class Protocol(HttpToolsProtocol):
         self._last: RequestResponseCycle | None = None
         # When what the client owes now is too late, on the loop's clock.
         self._late_at = NEVER
+        self._gatekeeper: Gatekeeper | None = self.app_state.get(TURNSTILE)
         self._lost: asyncio.Future[None] = self.loop.create_future()
         self._extensions: dict[str, dict[Any, Any]] = {
             CONNECTION_LOST: {"future": self._lost},
@@ -191,6 +220,10 @@ class Protocol(HttpToolsProtocol):
         """The head was short enough."""
         self._is_in_head = False
         self._late_at = self.loop.time() + BODY_SECONDS
+        if (refusal := self._refusal()) is not None:
+            self.cycle = REFUSED
+            self.transport.write(refusal)
+            return
         super().on_headers_complete()
         # A response to HEAD has no body to take its head along.
         if self.scope["method"] != "HEAD":
@@ -198,9 +231,22 @@ class Protocol(HttpToolsProtocol):
         if self._is_leaving:
             self._make_last()
 
+    def _refusal(self) -> bytes | None:
+        """The answer to a request that need not be read. One that is special in any way goes the way of all others."""
+        if self._gatekeeper is None or self.parser.get_method() != b"POST":
+            return None
+        is_plain = self._is_answered() and not self._is_leaving and not self.expect_100_continue
+        # Answers that pile up are the flow control's business, which only the long way has.
+        if not is_plain or not self.parser.should_keep_alive() or self.transport.is_closing() or self.unsent():
+            return None
+        return self._gatekeeper.refusal(self.url, self.headers, self.server_state.default_headers)
+
     def on_message_complete(self) -> None:
         """What comes next is a head again."""
         super().on_message_complete()
+        if self.cycle is REFUSED:
+            # Only now it is over: the rest of its body would have ended the wait for the next request.
+            self.on_response_complete()
         self._is_in_head = True
         self._head_bytes = 0
         self._late_at = NEVER

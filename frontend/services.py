@@ -44,6 +44,7 @@ async def open_embedder(
             adopt,
             most_flights=settings.queue_items,
             most_held=settings.most_held,
+            most_queue_s=settings.max_queue_ms / 1e3,
             grace_s=settings.engine_grace_ms / 1e3,
             stall_s=settings.engine_stall_ms / 1e3,
         )

@@ -10,7 +10,8 @@ from frontend import outcomes
 from frontend.flight import Call, Flight, Flights
 from frontend.link import Link
 from frontend.outbox import Outbox
-from ipc.messages import Ids, Priority, Submission
+from ipc.messages import Ids, Submission
+from ipc.priority import Priority
 
 # The first death had other texts in the lanes; from then on a text runs alone, and two deaths with it alone are taken
 # for its doing: one can be chance.
@@ -29,7 +30,8 @@ class UnderWay:
 
     def launch(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes | None) -> Flight:
         """Send a text."""
-        flight = Flight(Submission(next(self._sequences), call.deadline_ns, priority, ids), {call: [index]}, key)
+        submission = Submission(next(self._sequences), call.deadline_ns, priority, ids, call.flow)
+        flight = Flight(submission, {call: [index]}, key)
         self.flights.add(flight)
         self.outbox.submit(flight)
         return flight
@@ -50,7 +52,9 @@ class UnderWay:
         sequence = flight.submission.sequence
         if self.flights.remove(sequence) and flight.is_sent:
             self.outbox.cancel(sequence)
-        flight.submission = Submission(next(self._sequences), deadline_ns, priority, flight.submission.ids)
+        flight.submission = flight.submission._replace(
+            sequence=next(self._sequences), deadline=deadline_ns, priority=priority
+        )
         self.flights.add(flight)
         # One that was not sent is in the outbox already, or waits for an engine.
         if flight.is_sent:

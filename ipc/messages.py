@@ -35,8 +35,8 @@ from ipc.slab import Epoch
 VERSION = 1
 MAGIC = b"EL"
 HEADER = struct.Struct("<2sBBIQQ")
-_ITEM_STRUCT = struct.Struct("<Qqii")
-ITEM = np.dtype([("sequence", "<u8"), ("deadline", "<i8"), ("length", "<i4"), ("priority", "<i4")])
+_ITEM_STRUCT = struct.Struct("<QqiHH")
+ITEM = np.dtype([("sequence", "<u8"), ("deadline", "<i8"), ("length", "<i4"), ("priority", "<u2"), ("flow", "<u2")])
 RESULT = np.dtype([("sequence", "<u8"), ("row", "<u4"), ("status", "<u4"), ("wait_ns", "<u8")])
 IDS = np.dtype("<i4")
 
@@ -64,14 +64,6 @@ class Status(IntEnum):
     INVALID = 4
 
 
-class Priority(IntEnum):
-    """Which queue an item waits in. A suspect was running when an engine died: it runs while nothing else does."""
-
-    INTERACTIVE = 0
-    BULK = 1
-    SUSPECT = 2
-
-
 class Header(NamedTuple):
     """The first 24 bytes of every frame."""
 
@@ -97,12 +89,13 @@ class Welcome(msgspec.Struct, frozen=True):
 
 
 class Submission(NamedTuple):
-    """One item as a front end sends it; ids is int32 [length]."""
+    """One item as a front end sends it; ids is int32 [length], flow as in `ipc.backlog`."""
 
     sequence: int
     deadline: int
     priority: int
     ids: Ids
+    flow: int = 0
 
 
 def parse_header(frame: bytes) -> Header:
@@ -138,7 +131,7 @@ def parse_welcome(frame: bytes) -> Welcome:
 
 def submit(items: Sequence[Submission], epoch: Epoch) -> bytes:
     """All items of one turn of a front end's event loop."""
-    table = [_ITEM_STRUCT.pack(i.sequence, i.deadline, len(i.ids), i.priority) for i in items]
+    table = [_ITEM_STRUCT.pack(i.sequence, i.deadline, len(i.ids), i.priority, i.flow) for i in items]
     ids = [i.ids.tobytes() for i in items]
     total = sum(map(len, ids)) // IDS.itemsize
     return b"".join((_header(Type.SUBMIT, len(items), total, epoch), *table, *ids))

@@ -104,6 +104,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queue_items: Annotated[
         int, Meta(ge=1, le=1 << 20, description="most texts that wait in the engine, for each priority")
     ] = 16384
+    max_queue_ms: Annotated[
+        int, Meta(ge=1, le=3_600_000, description="a request that would wait longer for its turn is refused with 429")
+    ] = 30_000
     slab_rows: Annotated[int, Meta(ge=16, le=1 << 20, description="vectors the shared memory holds")] = 8192
     request_timeout_ms: Annotated[
         int,

@@ -5,6 +5,7 @@ Files in the run directory, made anew by each engine (an epoch is one life of th
     slab-<epoch>.rows      float32 [rows, dim]  engine writes, front ends map read-only
     slab-<epoch>.running   uint64  [rows]       the same; 0, or the sequence of the text that a lane computes there
     slab-<epoch>.leases    uint32  [rows]       0: free, else the id of the front end that may read the row
+    slab-<epoch>.backlog   what waits in that engine (ipc.backlog), read-only for front ends as well
     slab-<epoch>.lock                           locked while that engine lives; the files of others are garbage
 
 A row is computing (running != 0), lent (lease != 0) or free. `running` is what an engine that was killed leaves behind
@@ -36,6 +37,7 @@ from typing import NewType
 import numpy as np
 from numpy.typing import NDArray
 
+from ipc.backlog import BACKLOG_BYTES, Backlog
 from ipc.errors import NoRoom, StartError
 from ipc.liveness import ProcessLock, is_held
 
@@ -48,17 +50,24 @@ Leases = NDArray[np.uint32]
 Running = NDArray[np.uint64]
 
 FREE = 0
-PARTS = ("rows", "running", "leases")
+PARTS = ("rows", "running", "leases", "backlog")
 LOOK_SECONDS = 0.001
 
 
 class Slab:
-    """The three arrays over the mapped files; `create` for the engine, `attach` for a front end."""
+    """The arrays over the mapped files; `create` for the engine, `attach` for a front end."""
 
-    def __init__(self, rows: NDArray[np.uint8], running: NDArray[np.uint8], leases: NDArray[np.uint8]) -> None:
+    def __init__(
+        self,
+        rows: NDArray[np.uint8],
+        running: NDArray[np.uint8],
+        leases: NDArray[np.uint8],
+        backlog: NDArray[np.uint8],
+    ) -> None:
         self.leases: Leases = leases.view(np.uint32)
         self.running: Running = running.view(np.uint64)
         self.rows: Rows = rows.view(np.float32).reshape(len(self.leases), -1)
+        self.backlog = Backlog(backlog.data.cast("Q"))
 
     @classmethod
     def create(cls, run_dir: Path, epoch: Epoch, rows: int, dim: int) -> Slab:
@@ -72,21 +81,19 @@ class Slab:
         Raises FileNotFoundError if that engine is gone and cleaned up, PermissionError if a file is not ours alone,
         ValueError if its size is not what the engine announced.
         """
-        vectors, running, leases = _files(run_dir, epoch, rows, dim)
-        return cls(
-            _attach(*vectors, writable=False), _attach(*running, writable=False), _attach(*leases, writable=True)
-        )
+        files = _files(run_dir, epoch, rows, dim)
+        return cls(*(_attach(path, size, writable=path.suffix == ".leases") for path, size in files))
 
 
 def slab_file(run_dir: Path, epoch: Epoch, part: str) -> Path:
-    """Where "rows", "running", "leases" or "lock" of an epoch is."""
+    """Where one of PARTS, or "lock", of an epoch is."""
     return run_dir / f"slab-{epoch:016x}.{part}"
 
 
 def _files(run_dir: Path, epoch: Epoch, rows: int, dim: int) -> list[tuple[Path, int]]:
     """Path and size in bytes of each file."""
-    row_bytes = {"rows": dim * 4, "running": 8, "leases": 4}
-    return [(slab_file(run_dir, epoch, part), rows * size) for part, size in row_bytes.items()]
+    sizes = {"rows": rows * dim * 4, "running": rows * 8, "leases": rows * 4, "backlog": BACKLOG_BYTES}
+    return [(slab_file(run_dir, epoch, part), sizes[part]) for part in PARTS]
 
 
 @contextlib.contextmanager

@@ -94,18 +94,12 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("Requests", "reqps", (Query(rate("requests_total", where=WORK), "requests"),), Kind.NUMBER, 4),
         Panel("Failed", "percentunit", (Query(ERROR_SHARE, "failed"),), Kind.NUMBER, 4, warn=0.02),
         Panel(
-            "Queue used",
-            "percentunit",
-            (
-                Query(
-                    f"max(embedlane_engine_queued_texts{{{SERVER}}} / on (instance) group_left "
-                    f"embedlane_engine_queue_limit_texts{{{SERVER}}})",
-                    "of the limit",
-                ),
-            ),
+            "Queue",
+            "s",
+            (Query(f"max(embedlane_engine_queue_seconds{{{SERVER}}})", "to run what waits"),),
             Kind.NUMBER,
             4,
-            warn=0.8,
+            warn=10,
         ),
     ),
     "Traffic": (

@@ -17,7 +17,8 @@ from typing import Final, cast
 import msgspec
 import numpy as np
 
-from engine.scheduler import Item, Limits, Scheduler
+from engine.queue import Item
+from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
 from frontend.cache import ENTRY_BYTES, CachedEngine, VectorCache
 from frontend.client import EngineClient
@@ -26,7 +27,8 @@ from frontend.responses import base64_vector, json_vector
 from frontend.tokenizer import Tokenizer
 from ipc import messages
 from ipc.bundle import TOKENIZER, Bundle, load_bundle
-from ipc.messages import Ids, Priority, Status, Submission
+from ipc.messages import Ids, Status, Submission
+from ipc.priority import Priority
 from ipc.settings import DEFAULT_MODEL
 from ipc.slab import FREE, Epoch, Row
 from perf.halves import Half, measure_half

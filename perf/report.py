@@ -21,6 +21,7 @@ from perf.operation_tables import (
     swap_table,
     tracing_table,
 )
+from perf.overload_tables import fairness_table, overload_table
 from perf.results import RESULTS, Result, load_result
 from perf.tables import Row, bench_table, ladder_table, load_test_table, spread_text, table
 
@@ -155,6 +156,8 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "gpu": gpu_table,
     "faults": faults_table,
     "fuzz": fuzz_table,
+    "overload": overload_table,
+    "fairness": fairness_table,
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 # linux/prctl.h
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 # For requests that are under way. The service is away meanwhile, so it is far less than an orderly stop has.
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 0.75
 POLL_SECONDS = 0.02
 
 

@@ -39,7 +39,8 @@ SENT_ALWAYS: Final[Json] = {
 }
 SENT_TO_EMBED: Final[Json] = {
     "X-Request-Timeout-Ms": {
-        "description": "Give up with 504 after so many milliseconds; more than the server's own limit is that limit.",
+        "description": "Give up with 504 after so many milliseconds, or with 429 at once where that is too soon; more "
+        "than the server's own limit is that limit.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
         "example": 5000,
     },

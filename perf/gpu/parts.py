@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
+from engine.queue import Item
 from engine.runners.buckets import Bucket
 from engine.runners.device import Device, Host, Session
-from engine.scheduler import Item, Limits, Scheduler
-from ipc.messages import Ids, Priority
+from engine.scheduler import Limits, Scheduler
+from ipc.messages import Ids
+from ipc.priority import Priority
 
 NEVER = 2**62
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from engine.bisection import Ran, is_out_of_memory, run_parts
 from engine.lanes import Batch, Lanes
-from engine.scheduler import Item
-from ipc.messages import Ids, Priority
+from engine.queue import Item
+from ipc.messages import Ids
+from ipc.priority import Priority
 from ipc.slab import Rows
 from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner
 

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.queue import Item
 from engine.runners.buckets import CAPTURED_TOKENS, Bucket, Buckets
-from engine.scheduler import Item, Limits, Scheduler
-from ipc.messages import Priority
+from engine.scheduler import Limits, Scheduler
+from ipc.priority import Priority
 from perf.texts import Kind, make_texts
 
 ROWS, TOKENS = 1024, 16384

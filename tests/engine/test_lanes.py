@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
-from engine.lanes import BRIEF_TOKENS, Batch, Lanes
-from engine.scheduler import Item
-from ipc.messages import Priority
+from engine.lanes import BRIEF_TOKENS, NICENESS, Batch, Lanes
+from engine.queue import Item
+from ipc.messages import Ids
+from ipc.priority import Priority
+from ipc.slab import Rows
 from tests.engine.sum_runner import FAILS, NOT_A_NUMBER, PATIENCE_SECONDS, SumRunner, WideSumRunner
 
 
@@ -110,3 +113,40 @@ def test_a_runner_without_a_wide_run_runs_in_a_lane(fixture: Fixture) -> None:
     fixture.lanes.start(lone(1))  # would not return if it ran here
     fixture.runner.wait_started()
     assert fixture.lanes.collect() == []
+
+
+@pytest.mark.parametrize(("device", "nicer"), [("cpu", NICENESS), ("cuda:0", 0)])
+def test_lanes_leave_a_cpu_to_front_ends(device: str, nicer: int) -> None:
+    seen: list[int] = []
+
+    class Looking(SumRunner):
+        def run(self, texts: Sequence[Ids], rows: Rows) -> int:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().run(texts, rows)
+
+    made = Fixture(Looking(device=device))
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    made.run(0, [1])
+    made.lanes.close()
+    assert seen == [before + nicer]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_a_lane_is_spare_while_another_may_have_bulk(fixture: Fixture) -> None:
+    fixture.runner.gate.clear()
+    assert fixture.lanes.count == 2
+    for row, priority in enumerate((Priority.INTERACTIVE, Priority.BULK)):
+        assert fixture.lanes.has_spare
+        fixture.lanes.start(Batch([Item(1, 1, np.array([1], np.int32), priority, 0, 0)], row, 0))
+    assert not fixture.lanes.has_spare
+    fixture.runner.gate.set()
+    for _ in range(2):
+        assert fixture.done.acquire(timeout=PATIENCE_SECONDS)
+    fixture.lanes.collect()
+    assert fixture.lanes.has_spare
+
+
+def test_a_lane_that_is_alone_is_kept_for_nobody() -> None:
+    made = Fixture(SumRunner(lanes=1))
+    assert made.lanes.has_spare
+    made.lanes.close()

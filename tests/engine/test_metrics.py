@@ -8,9 +8,11 @@ from engine.bisection import Ran
 from engine.lanes import Batch
 from engine.metrics import EngineMetrics
 from engine.outcomes import Counters
-from engine.scheduler import Item, Limits, Scheduler
+from engine.queue import Item
+from engine.scheduler import Limits, Scheduler
 from engine.slots import Slots
-from ipc.messages import Priority, Welcome
+from ipc.messages import Welcome
+from ipc.priority import Priority
 from ipc.slab import Epoch
 
 ROWS = 16
@@ -71,6 +73,10 @@ def test_what_waits_and_what_is_lent(bench: Bench) -> None:
         assert bench.scheduler.add(waiting)
     bench.leases[:3], bench.running[4] = 9, 1
     bench.refresh(busy=2)
+    assert bench.value("engine_queue_seconds", priority="bulk") == 0, "while the rate is not known"
+    bench.scheduler.backlog.rate = 3
+    bench.refresh(busy=2)
+    assert bench.value("engine_queue_seconds", priority="interactive") == 4
     assert bench.value("engine_queued_texts", priority="interactive") == 2
     assert bench.value("engine_queued_tokens", priority="interactive") == 12
     assert bench.value("engine_queued_tokens", priority="bulk") == 9

@@ -9,10 +9,12 @@ import pytest
 from engine.bisection import Ran
 from engine.lanes import Batch, Lanes
 from engine.outcomes import NO_ROW, Counters, Outcomes
-from engine.scheduler import Item, Limits
+from engine.queue import Item
+from engine.scheduler import Limits
 from engine.slots import Slots
 from engine.twins import Twins
-from ipc.messages import Priority, Status
+from ipc.messages import Status
+from ipc.priority import Priority
 from tests.engine.sum_runner import SumRunner
 
 ROWS = 6

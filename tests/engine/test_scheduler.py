@@ -10,8 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.scheduler import BATCHES_AHEAD, BULK_PATIENCE_NS, Item, Limits, Scheduler
-from ipc.messages import Priority
+from engine.queue import Item
+from engine.scheduler import BATCHES_AHEAD, BULK_PATIENCE_NS, INTERACTIVE_FOR_NS, Limits, Scheduler
+from ipc.backlog import ACTIVE, FIRST, TOTAL, Backlog
+from ipc.priority import Priority
 
 LIMITS = Limits(rows=4, tokens=32, max_wait=100, queue_items=50)
 FAR = 2**62
@@ -25,8 +27,9 @@ def item(
     owner: int = 1,
     deadline: int = FAR,
     priority: Priority = Priority.INTERACTIVE,
+    flow: int = 0,
 ) -> Item:
-    return Item(owner, next(numbers), np.zeros(length, np.int32), priority, deadline, arrived)
+    return Item(owner, next(numbers), np.zeros(length, np.int32), priority, deadline, arrived, flow)
 
 
 def scheduler_with(items: Iterable[Item], limits: Limits = LIMITS) -> Scheduler:
@@ -143,7 +146,7 @@ def test_a_blocked_front_end_holds_up_nobody() -> None:
     scheduler = scheduler_with([blocked, free])
     assert scheduler.next_batch(1, idle=True, blocked=frozenset({1})).batch == [free]
     assert scheduler.next_batch(1, idle=True, blocked=frozenset({1})).batch == []
-    assert scheduler.wake_at(frozenset({1})) is None
+    assert scheduler.wake_at(blocked=frozenset({1})) is None
     assert scheduler.next_batch(1, idle=True).batch == [blocked]
 
 
@@ -164,7 +167,65 @@ def test_interactive_goes_before_bulk() -> None:
 def test_bulk_does_not_starve() -> None:
     bulk = item(priority=Priority.BULK)
     scheduler = scheduler_with([bulk, item(arrived=1)])
-    assert scheduler.next_batch(BULK_PATIENCE_NS, idle=True).batch == [bulk]
+    assert scheduler.next_batch(BULK_PATIENCE_NS, idle=True, spare=False).batch == [bulk]
+
+
+def test_of_much_bulk_one_batch_goes_first_and_then_what_is_interactive() -> None:
+    bulk, interactive = [item(priority=Priority.BULK) for _ in range(12)], [item(arrived=1) for _ in range(8)]
+    scheduler = scheduler_with([*bulk, *interactive])
+    taken = [scheduler.next_batch(BULK_PATIENCE_NS + n, idle=True).batch for n in range(4)]
+    assert taken == [bulk[:4], interactive[:4], interactive[4:], bulk[4:8]]
+
+
+def test_while_there_are_interactive_texts_a_lane_is_kept_for_them() -> None:
+    first, bulk = item(arrived=10), item(arrived=20, priority=Priority.BULK)
+    scheduler = scheduler_with([first, bulk])
+    assert scheduler.next_batch(20, idle=True).batch == [first]
+    assert scheduler.next_batch(200, idle=False, spare=False).batch == []
+    due = scheduler.wake_at(spare=False)
+    assert due == 20 + BULK_PATIENCE_NS, "however many interactive texts there are"
+    assert scheduler.next_batch(due, idle=False, spare=False).batch == [bulk]
+    scheduler.add(item(arrived=due, priority=Priority.BULK))
+    scheduler.add(later := item(arrived=due, priority=Priority.BULK))
+    kept_until = 10 + INTERACTIVE_FOR_NS
+    assert scheduler.wake_at(spare=False) == min(kept_until, due + BULK_PATIENCE_NS)
+    assert later in scheduler.next_batch(kept_until, idle=False, spare=False).batch
+
+
+def test_another_lane_may_have_bulk_meanwhile() -> None:
+    scheduler = scheduler_with([item(arrived=10), bulk := item(arrived=20, priority=Priority.BULK)])
+    scheduler.next_batch(20, idle=True)
+    assert scheduler.wake_at(spare=True) == 20 + LIMITS.max_wait
+    assert scheduler.next_batch(20 + LIMITS.max_wait, idle=False, spare=True).batch == [bulk]
+
+
+@pytest.mark.parametrize("mixes_lengths", [False, True])
+def test_flows_take_turns_whatever_each_has_queued(mixes_lengths: bool) -> None:
+    greedy, modest = [item(flow=1) for _ in range(40)], [item(flow=2, arrived=1) for _ in range(2)]
+    scheduler = scheduler_with([*greedy, *modest], replace(LIMITS, mixes_lengths=mixes_lengths))
+    batch = scheduler.next_batch(1, idle=True).batch
+    assert [i.flow for i in batch] == [1, 2, 1, 2]
+    assert set(modest) <= set(batch)
+
+
+def test_the_next_length_is_that_of_the_text_whose_turn_it_is() -> None:
+    greedy, modest = [item(3, flow=1) for _ in range(40)], item(5, flow=2, arrived=1)
+    scheduler = scheduler_with([*greedy, modest])
+    assert scheduler.next_batch(1, idle=True).batch == greedy[:4]
+    assert scheduler.next_batch(1, idle=True).batch == [modest]
+
+
+def test_front_ends_see_what_waits() -> None:
+    backlog = Backlog.private()
+    scheduler = Scheduler(LIMITS, backlog)
+    for each in (item(3, flow=1), item(5, flow=1), item(7, flow=9)):
+        scheduler.add(each)
+    part = backlog.part(Priority.INTERACTIVE)
+    assert (part[TOTAL], part[ACTIVE], part[FIRST + 1], part[FIRST + 9]) == (15, 2, 8, 7)
+    scheduler.next_batch(0, idle=True)
+    assert (part[TOTAL], part[ACTIVE], part[FIRST + 1]) == (12, 2, 5)
+    scheduler.drop_owner(1)
+    assert not any(part)
 
 
 def test_a_suspect_runs_while_nothing_else_does() -> None:
@@ -260,9 +321,10 @@ class Against(RuleBasedStateMachine):
         length=st.integers(1, 40),
         priority=st.sampled_from(Priority),
         patience=st.integers(-5, 300),
+        flow=st.integers(0, 3),
     )
-    def add(self, owner: int, length: int, priority: Priority, patience: int) -> None:
-        new = item(length, arrived=self.now, owner=owner, deadline=self.now + patience, priority=priority)
+    def add(self, owner: int, length: int, priority: Priority, patience: int, flow: int) -> None:
+        new = item(length, arrived=self.now, owner=owner, deadline=self.now + patience, priority=priority, flow=flow)
         room = sum(i.priority == priority for i in self.waiting.values()) < LIMITS.queue_items
         assert self.scheduler.add(new) == room
         if room:
@@ -317,21 +379,33 @@ class Against(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         assert len(self.scheduler) == len(self.waiting)
 
+    @invariant()
+    def front_ends_see_it(self) -> None:
+        for priority in Priority:
+            tokens: dict[int, int] = {}
+            for each in self.waiting.values():
+                if each.priority is priority:
+                    tokens[each.flow] = tokens.get(each.flow, 0) + len(each.ids)
+            part = self.scheduler.backlog.part(priority)
+            assert (part[TOTAL], part[ACTIVE]) == (sum(tokens.values()), len(tokens))
+            assert {n: words for n, words in enumerate(part[FIRST:]) if words} == tokens
+
 
 class AgainstMixed(Against):
-    """The same with texts of several lengths in a batch; within a priority none overtakes another."""
+    """The same with texts of several lengths in a batch; within a flow none overtakes another."""
 
     limits = MIXED
 
     def keeps_the_bounds(self, batch: list[Item]) -> None:
         assert len(batch) <= MIXED.rows
         assert len(batch) == 1 or sum(len(i.ids) for i in batch) <= MIXED.tokens
-        numbers_of_owner: dict[int, list[int]] = {}
+        taken: dict[tuple[int, int], list[int]] = {}
         for each in batch:
-            numbers_of_owner.setdefault(each.owner, []).append(each.sequence)
-        for owner, taken in numbers_of_owner.items():
-            left = [i.sequence for i in self.waiting.values() if (i.owner, i.priority) == (owner, batch[0].priority)]
-            assert max(taken) < min(left, default=FAR)
+            taken.setdefault((each.owner, each.flow), []).append(each.sequence)
+        for (owner, flow), numbers in taken.items():
+            same = owner, flow, batch[0].priority
+            left = [i.sequence for i in self.waiting.values() if (i.owner, i.flow, i.priority) == same]
+            assert max(numbers) < min(left, default=FAR)
 
 
 for machine in (Against, AgainstMixed):

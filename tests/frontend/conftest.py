@@ -15,7 +15,7 @@ from ipc.bundle import Bundle
 from tests.frontend.peer import DIGEST, EnginePeer, StartClient, StartPeer, refuse
 from tests.frontend.served import KEY, drawn_engine, serving, small_bounds
 
-BOUNDS = {"most_flights": 1000, "most_held": 1000, "grace_s": 30.0, "stall_s": 30.0}
+BOUNDS = {"most_flights": 1000, "most_held": 1000, "most_queue_s": 30.0, "grace_s": 30.0, "stall_s": 30.0}
 
 
 @pytest.fixture(scope="session")

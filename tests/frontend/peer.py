@@ -16,9 +16,12 @@ import zmq
 from frontend.cache import CachedEngine
 from frontend.client import EngineClient
 from frontend.flight import Call, Take
+from frontend.gate import ROUNDS_TO_BE_SEEN
 from ipc import messages
+from ipc.backlog import ACTIVE, FIRST, TOTAL
 from ipc.errors import StartError
-from ipc.messages import Header, Ids, Priority, Status, Type, Welcome
+from ipc.messages import Header, Ids, Status, Type, Welcome
+from ipc.priority import Priority
 from ipc.slab import FREE, Epoch, Row, Slab, remove_slabs
 from ipc.sockets import Context, Socket, bind_engine, frontend_id, routing_id
 
@@ -39,6 +42,7 @@ class Text(NamedTuple):
     deadline: int
     priority: int
     ids: Ids
+    flow: int
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -139,6 +143,15 @@ class EnginePeer:
         self.slab.leases[row] = text.owner
         return row
 
+    def pile_up(self, tokens: int, flow: int, priority: Priority = Priority.INTERACTIVE) -> None:
+        """Show front ends so many tokens of a flow that wait, at 1000 a second."""
+        self.slab.backlog.rate = 1000
+        part = self.slab.backlog.part(priority)
+        part[TOTAL] = part[FIRST + flow] = tokens
+        part[ACTIVE] = bool(tokens)
+        for _ in range(ROUNDS_TO_BE_SEEN):
+            self.slab.backlog.end_round()
+
     def send(self, owner: int, frame: bytes) -> None:
         self._router.send_multipart([routing_id(owner), frame], zmq.NOBLOCK)
         # A send may consume the descriptor's edge.
@@ -175,8 +188,8 @@ class EnginePeer:
                 items, all_ids = messages.parse_submit(frame, header)
                 splits = np.split(all_ids, np.cumsum(items["length"])[:-1])
                 texts = [
-                    Text(owner, sequence, deadline, priority, text)
-                    for (sequence, deadline, _, priority), text in zip(items.tolist(), splits, strict=True)
+                    Text(owner, sequence, deadline, priority, text, flow)
+                    for (sequence, deadline, _, priority, flow), text in zip(items.tolist(), splits, strict=True)
                 ]
                 self.texts += texts
                 self.submits.append([text.sequence for text in texts])

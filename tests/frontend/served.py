@@ -47,6 +47,7 @@ def small_bounds(run_dir: Path) -> Settings:
         max_inputs=64,
         max_chars=4_000,
         queue_items=200,
+        max_queue_ms=1_000,
         # Most tests send the same few texts, and mean the engine.
         cache_mb=0,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from frontend.cache import ENTRY_BYTES, CachedEngine, VectorCache
 from ipc.errors import PoisonRequest
-from ipc.messages import Priority
+from ipc.priority import Priority
 from tests.frontend.peer import DIGEST, DIM, expected, ids, start_call
 from tests.frontend.test_client_schedules import MOST_DEATHS, STEPS, Asked, Schedule, run_alone
 

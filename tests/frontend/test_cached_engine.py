@@ -21,7 +21,8 @@ from ipc.errors import (
     PoisonRequest,
     RequestError,
 )
-from ipc.messages import Priority, Status
+from ipc.messages import Status
+from ipc.priority import Priority
 from ipc.slab import Row, slab_file
 from tests.frontend.peer import (
     DIGEST,

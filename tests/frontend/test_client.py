@@ -16,7 +16,8 @@ from ipc.errors import (
     Overloaded,
     RequestError,
 )
-from ipc.messages import Priority, Status
+from ipc.messages import Status
+from ipc.priority import Priority
 from ipc.slab import Row, slab_file
 from tests.frontend.peer import (
     COMPUTE_NS,

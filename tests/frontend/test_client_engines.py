@@ -16,7 +16,8 @@ from frontend.client import EngineClient
 from ipc import messages
 from ipc.errors import EngineUnavailable, ModelChanged, PoisonRequest
 from ipc.liveness import living_frontends
-from ipc.messages import MAGIC, VERSION, Priority, Status, Type, Welcome
+from ipc.messages import MAGIC, VERSION, Status, Type, Welcome
+from ipc.priority import Priority
 from ipc.slab import Epoch, remove_slabs
 from tests.frontend.peer import (
     DIGEST,
@@ -143,7 +144,7 @@ async def test_after_the_grace_requests_are_refused_until_an_engine_joins(
     with pytest.raises(EngineUnavailable, match="not running") as caught:
         await start_call(client, TEXTS)
     assert caught.value.retry_after
-    refused = client.embed(TEXTS, bytes, deadline_ns=0, priority=messages.Priority.BULK)
+    refused = client.embed(TEXTS, bytes, deadline_ns=0, priority=Priority.BULK)
     with pytest.raises(EngineUnavailable):
         refused.send(None)  # at once: it does not even wait for a turn of the loop
     peer = await start_peer().joined()
@@ -169,7 +170,7 @@ async def test_an_engine_of_another_model_is_refused_until_the_right_one_comes(
     with pytest.raises(EngineUnavailable, match="cannot load"):
         await start_call(client, TEXTS)
     with pytest.raises(EngineUnavailable, match="cannot load"):
-        client.embed(TEXTS, bytes, deadline_ns=0, priority=messages.Priority.BULK).send(None)
+        client.embed(TEXTS, bytes, deadline_ns=0, priority=Priority.BULK).send(None)
     assert (wrong.texts, client.engine) == ([], None)
     wrong.die()
     right = await start_peer().joined()
@@ -414,7 +415,7 @@ def open_files(run_dir: Path) -> set[str]:
 async def test_close_leaves_nothing_behind(start_peer: StartPeer, run_dir: Path, engines: int) -> None:
     gc.collect()
     before = open_files(run_dir)
-    client = EngineClient(run_dir, DIGEST, refuse, most_flights=9, most_held=9, grace_s=9, stall_s=9)
+    client = EngineClient(run_dir, DIGEST, refuse, most_flights=9, most_held=9, most_queue_s=30, grace_s=9, stall_s=9)
     opened = open_files(run_dir) - before
     for _ in range(engines):
         peer = start_peer()

@@ -41,7 +41,7 @@ class Schedule:
         self.run_dir = run_dir
         self.random = random
         self.client = EngineClient(
-            run_dir, DIGEST, refuse, most_flights=10_000, most_held=10_000, grace_s=60, stall_s=60
+            run_dir, DIGEST, refuse, most_flights=10_000, most_held=10_000, most_queue_s=30, grace_s=60, stall_s=60
         )
         self.peer = EnginePeer(run_dir, rows=ROWS)
         self.calls: list[Asked] = []

@@ -9,15 +9,19 @@ import pytest
 from starlette.types import Message
 
 from frontend.app import create_app
+from frontend.keys import digest_of
 from frontend.protocol import CONNECTION_LOST
+from ipc.backlog import FLOWS
 from ipc.bundle import Bundle
-from ipc.messages import Priority, Status
+from ipc.messages import Status
+from ipc.priority import Priority
 from tests.frontend.peer import COMPUTE_NS, WAIT_NS, EnginePeer, eventually
 from tests.frontend.served import KEY, Wire, post_scope, serving, small_bounds, whole_body
 
 pytestmark = pytest.mark.anyio
 
 BODY = {"inputs": ["one", "two"]}
+FLOW = digest_of(KEY.encode())[0]
 TIMES = ("x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time")
 
 
@@ -105,6 +109,62 @@ async def test_a_full_front_end_is_429(asked: httpx.AsyncClient, peer: EnginePee
         peer.answer(*texts[begin : begin + 50])
         await eventually(lambda: not peer.leased)
     assert [answer.status_code for answer in await asyncio.gather(*fill)] == [200] * 4
+
+
+async def test_what_would_wait_too_long_is_429_at_once(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+    await peer.joined()
+    await answered(asked, peer)
+    peer.pile_up(3000, FLOW)
+    response = await ask(asked)
+    assert (response.status_code, response.json()["error_type"]) == (429, "Overloaded")
+    assert (response.headers["retry-after"], response.headers["retry-after-ms"]) == ("2", "2000")
+    assert len(peer.texts) == 2, "none of its texts was sent"
+    peer.pile_up(0, FLOW)
+    await answered(asked, peer)
+
+
+async def test_neither_what_is_interactive_waits_for_bulk_nor_another_key(
+    asked: httpx.AsyncClient, peer: EnginePeer
+) -> None:
+    await peer.joined()
+    await answered(asked, peer)
+    peer.pile_up(3000, FLOW, Priority.BULK)
+    assert (await ask(asked, {"x-priority": "bulk"})).status_code == 429
+    await answered(asked, peer)
+    peer.pile_up(6000, (FLOW + 1) % FLOWS)
+    await answered(asked, peer)
+
+
+async def test_a_near_deadline_leaves_less_time_to_wait(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+    await peer.joined()
+    await answered(asked, peer)
+    peer.pile_up(400, FLOW)
+    await answered(asked, peer)
+    assert (await ask(asked, {"x-request-timeout-ms": "500"})).status_code == 429
+
+
+async def test_texts_go_with_their_keys_flow(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+    await answered(asked, peer)
+    assert {text.flow for text in peer.texts} == {FLOW}
+
+
+async def test_what_cannot_be_done_by_its_deadline_is_504_at_once(asked: httpx.AsyncClient, peer: EnginePeer) -> None:
+    await peer.joined()
+    await answered(asked, peer)
+    peer.pile_up(0, FLOW)
+    peer.slab.backlog.rate = 1
+    response = await ask(asked, {"x-request-timeout-ms": "1000"})
+    assert response.status_code == 504
+    assert "past its deadline" in response.json()["error"]
+    assert len(peer.texts) == 2
+
+
+async def answered(asked: httpx.AsyncClient, peer: EnginePeer, headers: dict[str, str] | None = None) -> None:
+    """A request goes through."""
+    before = len(peer.texts)
+    answer = ask(asked, headers)
+    peer.answer(*(await peer.received(before + 2))[before:])
+    assert (await answer).status_code == 200
 
 
 # the client hangs up

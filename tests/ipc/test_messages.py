@@ -59,7 +59,8 @@ items = st.builds(
     Submission,
     sequence=st.integers(1, 2**64 - 1),
     deadline=st.integers(-(2**63), 2**63 - 1),
-    priority=st.integers(0, 1),
+    priority=st.integers(0, 2),
+    flow=st.integers(0, 255),
     ids=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9).map(lambda values: np.array(values, np.int32)),
 )
 
@@ -68,7 +69,7 @@ items = st.builds(
 def test_submit_comes_back_as_it_went(submissions: list[Submission]) -> None:
     frame = messages.submit(submissions, EPOCH)
     table, all_ids = messages.parse_submit(frame, messages.parse_header(frame))
-    assert table.tolist() == [(s.sequence, s.deadline, len(s.ids), s.priority) for s in submissions]
+    assert table.tolist() == [(s.sequence, s.deadline, len(s.ids), s.priority, s.flow) for s in submissions]
     assert all_ids.tolist() == [i for s in submissions for i in s.ids.tolist()]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ipc.backlog import BACKLOG_BYTES
 from ipc.errors import StartError
-from ipc.slab import Epoch, Slab, remove_slabs, slab_file
+from ipc.slab import PARTS, Epoch, Slab, remove_slabs, slab_file
 
 EPOCH = Epoch(7)
 
@@ -22,9 +23,13 @@ def run_dir(tmp_path: Path) -> Path:
 def test_what_the_engine_writes_is_what_a_front_end_reads(run_dir: Path) -> None:
     ours, theirs = Slab.create(run_dir, EPOCH, 4, 3), Slab.attach(run_dir, EPOCH, 4, 3)
     ours.rows[2] = (1.0, 2.0, 3.0)
+    ours.backlog.rate = 17
     theirs.leases[3] = 9
     assert theirs.rows[2].tolist() == [1.0, 2.0, 3.0]
     assert ours.leases.tolist() == [0, 0, 0, 9]
+    assert theirs.backlog.rate == 17
+    with pytest.raises(TypeError, match="read-only"):
+        theirs.backlog.rate = 18
 
 
 @pytest.mark.parametrize("part", ["rows", "running"])
@@ -39,7 +44,7 @@ def test_all_but_leases_is_read_only_to_a_front_end(run_dir: Path, part: str) ->
 
 def test_files_are_private_and_whole(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    for part, size in (("rows", 48), ("running", 32), ("leases", 16)):
+    for part, size in (("rows", 48), ("running", 32), ("leases", 16), ("backlog", BACKLOG_BYTES)):
         path = slab_file(run_dir, EPOCH, part)
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.stat().st_size == size
@@ -86,7 +91,7 @@ def test_a_link_is_refused(run_dir: Path) -> None:
 def test_readers_keep_what_a_new_engine_removes(run_dir: Path) -> None:
     Slab.create(run_dir, EPOCH, 4, 3).rows[1] = 5.0
     reader = Slab.attach(run_dir, EPOCH, 4, 3)
-    assert remove_slabs(run_dir) == 3
+    assert remove_slabs(run_dir) == len(PARTS)
     Slab.create(run_dir, Epoch(8), 4, 3).rows[1] = 6.0
     assert not slab_file(run_dir, EPOCH, "rows").exists()
     assert np.array_equal(reader.rows[1], [5.0, 5.0, 5.0])

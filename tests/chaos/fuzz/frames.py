@@ -14,6 +14,7 @@ import zmq
 
 from frontend.client import EngineClient
 from ipc import messages
+from ipc.backlog import FLOWS
 from ipc.errors import MalformedFrame
 from ipc.liveness import FrontendIdentity
 from ipc.messages import Header, Submission, Type, Welcome
@@ -66,8 +67,9 @@ def submit(chance: random.Random, epoch: Epoch) -> bytes:
         Submission(
             chance.choice((1, 2, chance.getrandbits(63) | 1)),
             chance.choice((FAR, 0, -1)),
-            chance.randrange(-2, 5),
+            chance.choice((0, 1, 2, 3, 2**16 - 1)),
             np.array([chance.choice((-1, 0, 101, 2**31 - 1)) for _ in range(chance.randint(1, 9))], np.int32),
+            chance.choice((0, FLOWS - 1, FLOWS, 2**16 - 1)),
         )
         for _ in range(chance.randrange(4))
     ]
@@ -106,7 +108,9 @@ async def to_a_frontend(count: int, chance: random.Random) -> int:
     with tempfile.TemporaryDirectory(prefix="embedlane-fuzz-") as name:
         run_dir = Path(name)
         slab = Slab.create(run_dir, EPOCH, ROWS, DIM)
-        client = EngineClient(run_dir, "digest", refuse, most_flights=10, most_held=10, grace_s=600, stall_s=600)
+        client = EngineClient(
+            run_dir, "digest", refuse, most_flights=10, most_held=10, most_queue_s=30, grace_s=600, stall_s=600
+        )
         client._on_message(messages.welcome(WELCOME, EPOCH))
         assert client.engine == WELCOME
         # It says so for each frame that it drops, and no supervisor of an engine sends so many.

@@ -16,7 +16,7 @@ import tokenizers
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
-from frontend.keys import KEYS_FILE, create_key, revoke_key
+from frontend.keys import KEYS_FILE, create_key, digest_of, revoke_key
 from frontend.rpc.protos import embedlane_pb2 as own
 from frontend.rpc.protos import tei_pb2 as tei
 from frontend.rpc.server import PATHS, serving
@@ -253,6 +253,16 @@ async def test_a_priority_is_taken_and_another_is_refused(told: Caller, peer: En
     assert text.priority == 1
     error = await refused(told.call(EMBED, own.EmbedRequest(texts=["a"]), metadata=(*KEYED, ("x-priority", "high"))))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_what_would_wait_too_long_is_resource_exhausted(told: Caller, peer: EnginePeer) -> None:
+    call = told.call(EMBED, own.EmbedRequest(texts=["a"]))
+    peer.answer(*await peer.received(1))
+    await call
+    peer.pile_up(3000, digest_of(KEY.encode())[0])
+    error = await refused(told.call(EMBED, own.EmbedRequest(texts=["a"])))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "try again later" in str(error.details())
 
 
 async def test_what_the_engine_refuses_has_its_status(told: Caller, peer: EnginePeer) -> None:

@@ -1,0 +1,248 @@
+"""What happens at 2, 5 and 10 times capacity: what is still answered, how fast the rest is refused, and after it.
+
+python -m perf.overload
+
+For each kind of request: the most that a closed loop gets, then open loops above it, each after a quiet span and before
+another, which begins two seconds after the last request of the overload left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import uvloop
+
+from perf.http import Connection, Target
+from perf.load import Generator, build_requests
+from perf.loops import OpenLoop
+from perf.pacing import make_schedule
+from perf.phases import Server
+from perf.procfs import memory
+from perf.record import Recorder, Run
+from perf.results import make_result, save_result
+from perf.stack import KEY, Stack
+from perf.stats import Percentiles, percentiles
+from perf.texts import exact_texts
+
+FACTORS: Final = (2, 5, 10)
+DEADLINE_MS: Final = 2000
+# Of capacity, before the overload and after it.
+QUIET_SHARE: Final = 0.3
+NORMAL_AFTER_SECONDS: Final = 2.0
+WARM_UP_SECONDS: Final = 2.0
+# The longest wait that is admitted, and what a burst adds to it.
+FULL_SECONDS: Final = 2.0
+
+LEAST_GOODPUT: Final = 0.90
+MOST_REFUSAL_MS: Final = 10.0
+MOST_GROWTH: Final = 1.10
+MOST_QUIET_RATIO: Final = 1.5
+
+
+class Kind(NamedTuple):
+    """Requests of so many texts of so many tokens; so many `connections` keep the lanes busy, and wait for less than
+    what is refused.
+    """
+
+    name: str
+    tokens: int
+    texts: int
+    connections: int
+
+
+KINDS: Final = (
+    Kind("one text of 128 tokens", 128, 1, 24),
+    Kind("32 texts of 16 tokens", 16, 32, 6),
+    Kind("one text of 16", 16, 1, 64),
+)
+
+
+class Overload(msgspec.Struct, frozen=True):
+    """One factor. Rates are requests per second; `goodput` is of the peak; memory is MiB of all processes."""
+
+    factor: float
+    offered: float
+    achieved: float
+    goodput: float
+    accepted_ms: Percentiles | None
+    refused: int
+    refused_ms: Percentiles | None
+    other_errors: dict[str, int]
+    void: tuple[str, ...]
+    quiet_before_ms: Percentiles | None
+    quiet_after_ms: Percentiles | None
+    failed_after: int
+    memory_before: float
+    memory_after: float
+
+    def missed(self) -> list[str]:
+        """Which of the targets were."""
+        found = []
+        if self.goodput < LEAST_GOODPUT:
+            found.append(f"goodput {self.goodput:.2f}")
+        if self.accepted_ms is None or self.accepted_ms.p99 > DEADLINE_MS:
+            found.append("accepted too late")
+        if self.refused_ms is not None and self.refused_ms.p99 > MOST_REFUSAL_MS:
+            found.append(f"refusals p99 {self.refused_ms.p99:.1f} ms")
+        if self.other_errors:
+            found.append(f"errors {self.other_errors}")
+        if self.memory_after > MOST_GROWTH * self.memory_before:
+            found.append(f"memory {self.memory_before:.0f} to {self.memory_after:.0f} MiB")
+        before, after = self.quiet_before_ms, self.quiet_after_ms
+        if self.failed_after or before is None or after is None or after.p99 > MOST_QUIET_RATIO * before.p99:
+            found.append("not normal after 2 s")
+        return found
+
+
+class Found(msgspec.Struct, frozen=True):
+    """One kind of request: the peak and what came above it."""
+
+    kind: str
+    peak: float
+    overloads: list[Overload]
+
+
+class SplitRecorder(Recorder):
+    """Keeps the times of refusals (429) as well, from when the request should have left."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.refusals: list[int] = []
+        # When the last request had left, on the monotonic clock.
+        self.ended_at = 0.0
+
+    def end(self) -> None:
+        """Close the window."""
+        if self.is_open:
+            self.ended_at = time.monotonic()
+        super().end()
+
+    def note(self, connection: Connection) -> None:
+        """Count an answer."""
+        if connection.status == 429:
+            self.refusals.append(connection.answered_ns - connection.from_ns)
+        super().note(connection)
+
+
+def with_deadline(request: bytes) -> bytes:
+    """The request with X-Request-Timeout-Ms."""
+    return request.replace(b"\r\nHost:", b"\r\nX-Request-Timeout-Ms: %d\r\nHost:" % DEADLINE_MS, 1)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+class Bench:
+    """One kind of request against one server."""
+
+    def __init__(self, stack: Stack, kind: Kind, distinct: int) -> None:
+        target = Target("127.0.0.1", stack.port, KEY)
+        texts = exact_texts(kind.tokens, distinct * kind.texts)
+        self._server = Server(stack)
+        self._target = target
+        self._kind = kind
+        self._requests = [with_deadline(r) for r in build_requests(target, texts, kind.texts, encoding_format="base64")]
+
+    def peak(self, seconds: float) -> float:
+        """Requests per second of a closed loop."""
+        return self._server.closed(self._requests, self._kind.connections, seconds).report.achieved_rate
+
+    def memory(self) -> float:
+        """MiB of all processes."""
+        return sum(memory(pid).rss for pid in self._server.processes.values())
+
+    def offer(self, rate: float, seconds: float, connections: int, seed: int = 0) -> tuple[Run, SplitRecorder]:
+        """An open loop."""
+        schedule = make_schedule("poisson", rate, WARM_UP_SECONDS + seconds, seed=seed)
+        recorder = SplitRecorder()
+
+        async def load() -> Run:
+            async with Generator(self._target, connections, _ignore) as generator:
+                return await OpenLoop(generator, self._requests, recorder, _ignore).run(schedule, WARM_UP_SECONDS)
+
+        return uvloop.run(load()), recorder
+
+    def quiet(self, peak: float, seconds: float) -> Run:
+        """Well below capacity."""
+        return self.offer(QUIET_SHARE * peak, seconds, 64)[0]
+
+    def overload(self, factor: float, peak: float, seconds: float) -> Overload:
+        """Quiet, far above capacity, quiet again."""
+        before, memory_before = self.quiet(peak, seconds / 2), self.memory()
+        rate = factor * peak
+        # Those that wait, and the refusals of a moment.
+        connections = int(peak * FULL_SECONDS + min(rate * 0.1, 500)) + 16
+        run, recorder = self.offer(rate, seconds, connections)
+        # The run ends with its last answer.
+        rest = NORMAL_AFTER_SECONDS - (time.monotonic() - recorder.ended_at)
+        time.sleep(max(0.0, rest))
+        after = self.quiet(peak, seconds / 2)
+        errors = {name: count for name, count in run.report.errors.items() if name != "429"}
+        return Overload(
+            factor=factor,
+            offered=run.report.offered_rate or 0.0,
+            achieved=run.report.achieved_rate,
+            goodput=run.report.achieved_rate / peak,
+            accepted_ms=run.report.latency_ms,
+            refused=len(recorder.refusals),
+            refused_ms=percentiles(np.array(recorder.refusals, np.int64)),
+            other_errors=errors,
+            void=run.report.void,
+            quiet_before_ms=before.report.latency_ms,
+            quiet_after_ms=after.report.latency_ms,
+            failed_after=sum(after.report.errors.values()) + after.report.dropped,
+            memory_before=memory_before,
+            memory_after=self.memory(),
+        )
+
+
+def measure(kind: Kind, seconds: float) -> Found:
+    """All factors, with the peak measured anew before each: machines drift."""
+    overloads = []
+    peaks = []
+    with Stack(frontends=2) as stack:
+        bench = Bench(stack, kind, distinct=20_000 // kind.texts)
+        for factor in FACTORS:
+            peaks.append(bench.peak(seconds))
+            overloads.append(bench.overload(factor, peaks[-1], seconds))
+            print(line(kind, peaks[-1], overloads[-1]), flush=True)
+    return Found(kind.name, sum(peaks) / len(peaks), overloads)
+
+
+def line(kind: Kind, peak: float, found: Overload) -> str:
+    """A factor for people."""
+    accepted, refused = found.accepted_ms, found.refused_ms
+    missed = ", ".join(found.missed())
+    verdict = f"MISSED: {missed}" if missed else "PASS"
+    return (
+        f"{kind.name}, {found.factor:g} times {peak:.0f} requests/s: goodput {found.goodput:.2f}, "
+        f"accepted p99 {accepted.p99 if accepted else 0:.0f} ms, "
+        f"{found.refused} refused, p99 {refused.p99 if refused else 0:.1f} ms"
+        f", memory {found.memory_before:.0f} to {found.memory_after:.0f} MiB"
+        f"{''.join(f'; void: {why}' for why in found.void)}: {verdict}"
+    )
+
+
+def main() -> int:
+    """Measure, print, save; exit status 1 where a target is missed."""
+    parser = argparse.ArgumentParser(prog="python -m perf.overload", description="Far above capacity.")
+    parser.add_argument("--seconds", type=float, default=15, help="of each overload")
+    parser.add_argument("--kinds", type=int, nargs="*", default=range(len(KINDS)), help="which kinds, by number")
+    parser.add_argument("--no-save", action="store_true", help="print only")
+    options = parser.parse_args()
+    found = [measure(KINDS[number], options.seconds) for number in options.kinds]
+    if not options.no_save:
+        settings = {"frontends": 2, "deadline_ms": DEADLINE_MS}
+        command = f"python -m perf.overload --seconds {options.seconds:g}"
+        print(save_result(make_result("overload", command, settings, {"kinds": found})).name)
+    return int(any(overload.missed() for kind in found for overload in kind.overloads))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from engine.rates import Rate
+
+
+def test_the_rate_is_that_of_all_lanes() -> None:
+    assert Rate(lanes=2).after(tokens=100, compute_ns=50_000_000) == 4000
+
+
+def test_large_batches_count_for_more() -> None:
+    rate = Rate(lanes=1)
+    rate.after(tokens=1, compute_ns=1_000_000_000)
+    assert rate.after(tokens=1000, compute_ns=1_000_000_000) > 500
+
+
+def test_what_was_is_forgotten() -> None:
+    rate = Rate(lanes=1)
+    rate.after(tokens=1_000_000, compute_ns=1_000_000)
+    latest = [rate.after(tokens=10, compute_ns=1_000_000_000) for _ in range(1000)]
+    assert latest == sorted(latest, reverse=True)
+    assert latest[-1] == pytest.approx(10, abs=1)
+
+
+def test_one_batch_that_was_stopped_changes_little() -> None:
+    rate = Rate(lanes=1)
+    for _ in range(100):
+        usual = rate.after(tokens=100, compute_ns=10_000_000)
+    assert rate.after(tokens=100, compute_ns=60_000_000_000) > 0.8 * usual
+
+
+def test_a_clock_that_stands_still_breaks_nothing() -> None:
+    assert Rate(lanes=1).after(tokens=1, compute_ns=0) == 1_000_000_000

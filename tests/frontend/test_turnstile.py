@@ -1,0 +1,195 @@
+"""Refused by the head alone or on the way that all requests take: clients must not be able to tell."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import uvicorn
+from starlette.types import Scope
+
+from frontend.app import ASKING, create_app
+from frontend.auth import SCOPE_KEY
+from frontend.dialects import tei
+from frontend.drain import Server
+from frontend.gate import Gate
+from frontend.keys import OWN_NAME, KeyRing, digest_of
+from frontend.metrics import RequestMetrics
+from frontend.protocol import Protocol
+from frontend.request_log import Facts, RequestLog
+from frontend.turnstile import Turnstile
+from ipc.backlog import ACTIVE, FIRST, TOTAL, Backlog
+from ipc.bundle import Bundle
+from ipc.priority import Priority
+from tests.frontend.peer import EnginePeer, eventually
+from tests.frontend.served import KEY, small_bounds
+
+pytestmark = pytest.mark.anyio
+
+FLOW = digest_of(KEY.encode())[0]
+BODY = b'{"inputs": "a", "input": "a", "input_text": "a"}'
+BODIES = {"/similarity": b'{"inputs": {"source_sentence": "a", "sentences": ["b"]}}'}
+
+
+@pytest.fixture
+async def address(run_dir: Path, bundle: Bundle, peer: EnginePeer) -> AsyncIterator[tuple[str, int]]:
+    """A front end on a real socket; its engine is the peer."""
+    app = create_app(small_bounds(run_dir), bundle, KEY)
+    server = Server(uvicorn.Config(app, http=Protocol, ws="none", lifespan="on", log_config=None), request_seconds=60)
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    await eventually(lambda: server.started)
+    await peer.joined()
+    await eventually(lambda: app.state.embedder.client.engine)
+    yield listener.getsockname()
+    server.should_exit = True
+    await serving
+    listener.close()
+
+
+class Client:
+    """One connection; headers as they come."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, path: str, *headers: str, body: bytes = BODY, key: str = KEY, method: str = "POST") -> None:
+        lines = [
+            f"{method} {path} HTTP/1.1",
+            "host: a",
+            f"authorization: Bearer {key}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            *headers,
+        ]
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    async def receive(self) -> tuple[int, dict[str, str], bytes]:
+        async with asyncio.timeout(60):
+            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
+            return int(first.split()[1]), headers, await self.reader.readexactly(int(headers["content-length"]))
+
+
+@pytest.fixture
+async def client(address: tuple[str, int]) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection(*address)
+    yield Client(reader, writer)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("path", ASKING)
+async def test_both_ways_say_the_same(client: Client, peer: EnginePeer, path: str) -> None:
+    peer.pile_up(3000, FLOW)
+    answers = []
+    for url in (path, f"{path}?the-long-way"):
+        client.send(url, "x-correlation-id: mine", body=BODIES.get(path, BODY))
+        status, headers, body = await client.receive()
+        del headers["date"]
+        answers.append((status, headers, body))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 429
+    assert (answers[0][1]["retry-after"], answers[0][1]["x-correlation-id"]) == ("2", "mine")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (("x-request-timeout-ms: 20000", "x-priority: bulk"), 429),
+        (("x-request-timeout-ms: soon",), 422),
+        (("x-priority: urgent",), 422),
+    ],
+)
+async def test_what_the_headers_ask_for_is_read(
+    client: Client, peer: EnginePeer, headers: tuple[str, ...], status: int
+) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send("/embed", *headers)
+    assert (await client.receive())[0] == status
+
+
+async def test_the_connection_goes_on(client: Client, peer: EnginePeer) -> None:
+    for _ in range(3):
+        peer.pile_up(3000, FLOW)
+        client.send("/embed")
+        assert (await client.receive())[0] == 429
+        peer.pile_up(0, FLOW)
+        before = len(peer.texts)
+        client.send("/embed")
+        peer.answer((await peer.received(before + 1))[before])
+        assert (await client.receive())[0] == 200
+
+
+async def test_a_body_that_comes_later_is_not_taken_for_a_request(client: Client, peer: EnginePeer) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send("/embed", body=b"")
+    assert (await client.receive())[0] == 429
+    large = b"[" + b"1," * 100_000 + b"1]"
+    client.writer.write(
+        b"POST /embed HTTP/1.1\r\nhost: a\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
+        % (KEY.encode(), len(large))
+    )
+    assert (await client.receive())[0] == 429
+    client.writer.write(large)
+    client.send("/embed")
+    assert (await client.receive())[0] == 429
+
+
+async def test_requests_that_come_together_are_answered_in_order(client: Client, peer: EnginePeer) -> None:
+    client.send("/embed")
+    (text,) = await peer.received(1)
+    peer.pile_up(3000, FLOW)
+    client.send("/embed", "x-correlation-id: second")
+    client.send("/info", method="GET", body=b"")
+    peer.answer(text)
+    assert [(await client.receive())[0] for _ in range(3)] == [200, 429, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "key", "status"),
+    [
+        ("/embed", "POST", "wrong", 401),
+        ("/info", "GET", KEY, 200),
+        ("/embed", "GET", KEY, 405),
+        ("/tokenize", "POST", KEY, 200),
+        ("/nowhere", "POST", KEY, 404),
+    ],
+)
+async def test_what_does_not_ask_the_engine_is_not_refused(
+    client: Client, peer: EnginePeer, path: str, method: str, key: str, status: int
+) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send(path, key=key, method=method)
+    assert (await client.receive())[0] == status
+
+
+def test_refusals_are_counted_and_have_their_line(tmp_path: Path) -> None:
+    noted: list[tuple[Scope, Facts]] = []
+
+    class Notes(RequestLog, RequestMetrics):
+        def __init__(self) -> None:
+            """Neither's."""
+
+        def note(self, scope: Scope, facts: Facts) -> None:
+            noted.append((scope, facts))
+
+    backlog = Backlog.private()
+    backlog.rate = 1
+    part = backlog.part(Priority.INTERACTIVE)
+    part[TOTAL], part[ACTIVE], part[FIRST + FLOW] = 2, 1, 2
+    gate, notes = Gate(1.0, lambda: backlog), Notes()
+    turnstile = Turnstile(gate, KeyRing(KEY, tmp_path / "keys.json"), {"/embed": tei}, notes, notes, 30_000)
+    answer = turnstile.refusal(b"/embed", [(b"x-api-key", KEY.encode())], [])
+    assert answer is not None
+    (scope, facts), counted = noted
+    assert counted == (scope, facts)
+    assert (facts.status, facts.error) == (429, "OVERLOADED")
+    assert scope[SCOPE_KEY].name == OWN_NAME
+    assert scope["correlation_id"].encode() in answer

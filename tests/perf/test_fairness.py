@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+import perf.fairness
+from perf.fairness import Turn, measure, summarize
+from perf.overload_tables import fairness_table
+from perf.record import Report
+from perf.stats import Percentiles
+
+
+def report(p99: float | None, **changes: object) -> Report:
+    plain = Report(
+        mode="open",
+        connections=1,
+        seconds=1,
+        achieved_rate=1,
+        requests=10,
+        distinct=10,
+        errors={},
+        latency_ms=None if p99 is None else Percentiles(1, 2, p99, p99, p99),
+        generator_cpu_us=1,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def test_the_median_turn_counts() -> None:
+    turns = [Turn(report(10), report(p99), report(1)) for p99 in (20, 29, 100)]
+    found = summarize(turns)
+    assert (found.ratio.median, found.failed, found.is_met) == (2.9, 0, True)
+
+
+@pytest.mark.parametrize(
+    "beside", [report(31), report(None), report(20, errors={"429": 1}), report(20, dropped=1)], ids=range(4)
+)
+def test_what_misses_the_target(beside: Report) -> None:
+    assert not summarize([Turn(report(10), beside, report(1))]).is_met
+
+
+def test_the_others_failures_are_its_own() -> None:
+    assert summarize([Turn(report(10), report(12), report(1, errors={"429": 100}))]).is_met
+
+
+@pytest.mark.timeout(120)
+def test_both_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perf.fairness, "WARM_UP_SECONDS", 0.3)
+    found = measure(1, 1)
+    assert set(found) == {"bulk", "greedy"}
+    for each in found.values():
+        assert each.failed == 0, "the modest key is refused nothing"
+        assert each.turns[0].other.requests > 0
+    assert "| bulk |" in fairness_table(msgspec.to_builtins(found))

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+import perf.overload
+from perf.http import Target, build_request
+from perf.overload import DEADLINE_MS, Kind, Overload, line, measure, with_deadline
+from perf.overload_tables import overload_table
+from perf.stats import Percentiles
+
+
+def times(p99: float) -> Percentiles:
+    return Percentiles(1, 2, p99, p99, p99)
+
+
+GOOD = Overload(
+    factor=2,
+    offered=200,
+    achieved=95,
+    goodput=0.95,
+    accepted_ms=times(1500),
+    refused=100,
+    refused_ms=times(4),
+    other_errors={},
+    void=(),
+    quiet_before_ms=times(10),
+    quiet_after_ms=times(12),
+    failed_after=0,
+    memory_before=500,
+    memory_after=510,
+)
+
+
+def test_all_targets_can_be_met() -> None:
+    assert GOOD.missed() == []
+    assert line(Kind("a", 1, 1, 1), 100, GOOD).endswith("PASS")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"goodput": 0.89}, "goodput"),
+        ({"accepted_ms": times(DEADLINE_MS + 1)}, "too late"),
+        ({"accepted_ms": None}, "too late"),
+        ({"refused_ms": times(11)}, "refusals"),
+        ({"other_errors": {"504": 1}}, "504"),
+        ({"memory_after": 600}, "memory"),
+        ({"quiet_after_ms": times(20)}, "not normal"),
+        ({"quiet_after_ms": None}, "not normal"),
+        ({"failed_after": 1}, "not normal"),
+    ],
+)
+def test_each_of_them_can_be_missed(change: dict[str, object], said: str) -> None:
+    (missed,) = msgspec.structs.replace(GOOD, **change).missed()
+    assert said in missed
+
+
+def test_a_deadline_is_a_header() -> None:
+    request = build_request(Target("h", 1, "k"), ["a"])
+    head, _, body = with_deadline(request).partition(b"\r\n\r\n")
+    assert f"X-Request-Timeout-Ms: {DEADLINE_MS}".encode() in head.split(b"\r\n")
+    assert body == request.partition(b"\r\n\r\n")[2]
+
+
+def test_far_above_capacity_some_are_answered_and_the_rest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perf.overload, "FACTORS", (5,))
+    monkeypatch.setattr(perf.overload, "WARM_UP_SECONDS", 0.5)
+    found = measure(Kind("one text of 128 tokens", 128, 1, 24), 2)
+    (overload,) = found.overloads
+    assert overload.refused > 0
+    assert overload.accepted_ms is not None
+    assert overload.achieved > 0
+    assert "| one text of 128 tokens | 5 |" in overload_table(msgspec.to_builtins({"kinds": [found]}))
