@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from ipc.errors import StartError
+from ipc.liveness import open_lock
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The lock goes with the process; its file stays, as removing it would race.
-        with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with os.fdopen(open_lock(path.with_name(f".{path.name}.lock")), "rb+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = read_keys(path)
             yield keys

@@ -140,6 +140,19 @@ def _signature(path: Path) -> int:
         return 0
 
 
+def open_lock(path: Path) -> int:
+    """Open a lock file that stays, for this user alone; gives its descriptor.
+
+    Whoever may read a file may lock it, and keep everybody else waiting.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    info = os.fstat(descriptor)
+    if info.st_mode & 0o077 and info.st_uid == os.getuid():
+        # It was there already, open to others.
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 def ensure_run_dir(path: Path) -> Path:
     """Make the run directory with mode 0700, or check that it is ours alone.
 
@@ -147,15 +160,21 @@ def ensure_run_dir(path: Path) -> Path:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = path.lstat()
+        is_ours = is_ours_alone(path)
     except OSError as error:
         raise StartError(
             f"The run directory {path} cannot be used ({error.strerror}): set EMBEDLANE_RUN_DIR to a folder "
             "you can write to."
         ) from None
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+    if not is_ours:
         raise StartError(
             f"The run directory {path} must be a folder of yours with mode 0700, not a link: "
             "remove it or set EMBEDLANE_RUN_DIR to another."
         )
     return path
+
+
+def is_ours_alone(run_dir: Path) -> bool:
+    """Whether nobody else can have put there what is in it: sockets, locks, links. Raises OSError where it is not."""
+    info = run_dir.lstat()
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077

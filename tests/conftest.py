@@ -12,7 +12,7 @@ from tools.prepare import ensure_bundle
 
 ROOT = Path(__file__).parent.parent
 # Tests that need PyTorch (`make test-export`), or programs of the system (`make test-programs`).
-APART = [ROOT / "tests" / name for name in ("export", "monitoring", "browser", "deploy")]
+APART = [ROOT / "tests" / name for name in ("export", "monitoring", "browser", "deploy", "audit")]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipc.bundle import GRAPHS, TOKENIZER, FileRecord, Layout, Loss, Manifest, Parity, Precision, hash_file
+from ipc.liveness import open_lock
 from tools.fetch import Fetched, Say
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def describe(
 @contextmanager
 def locked(target: Path, say: Say) -> Iterator[None]:
     """Hold the right to write `target`. The lock goes with the process; its file stays, as removing it would race."""
-    with hidden(target, "lock").open("w") as file:
+    with os.fdopen(open_lock(hidden(target, "lock")), "rb+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -18,7 +18,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from frontend.drain import PATIENT_SECONDS
 from ipc.errors import StartError
-from ipc.liveness import ProcessLock, serving_pids
+from ipc.liveness import ProcessLock, is_ours_alone, serving_pids
 from ipc.settings import load_settings
 from tools.processes import Process, all_processes, one_process
 from tools.serve import supervisor
@@ -106,8 +106,16 @@ class Restart:
 
 @contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
-    """Hold off other restarts and swaps. Raises StartError where one is under way, or there is no run directory."""
+    """Hold off other restarts and swaps.
+
+    Raises StartError where one is under way, or there is no run directory that is ours alone.
+    """
     try:
+        if not is_ours_alone(run_dir):
+            raise StartError(
+                f"The run directory {run_dir} is no folder of yours with mode 0700, so whoever answers there may be a "
+                "stranger: run this as the server's user, or set EMBEDLANE_RUN_DIR."
+            )
         lock = ProcessLock.try_acquire(run_dir / "restart.lock")
     except OSError:
         raise no_server(run_dir) from None

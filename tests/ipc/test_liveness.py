@@ -17,7 +17,9 @@ from ipc.liveness import (
     ensure_run_dir,
     frontend_lives,
     frontend_lock,
+    is_ours_alone,
     living_frontends,
+    open_lock,
     serving_pids,
 )
 
@@ -129,7 +131,7 @@ def test_run_dir_is_made_private(tmp_path: Path) -> None:
     assert ensure_run_dir(made) == made
 
 
-@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701, 0o777, 0o1777])
 def test_a_run_dir_others_can_enter_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(mode)
@@ -142,6 +144,46 @@ def test_a_link_for_a_run_dir_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").symlink_to(tmp_path / "real")
     with pytest.raises(StartError, match="not a link"):
         ensure_run_dir(tmp_path / "run")
+
+
+def test_a_link_to_nowhere_for_a_run_dir_is_refused(tmp_path: Path) -> None:
+    """Nor is what it points to made."""
+    (tmp_path / "run").symlink_to(tmp_path / "real")
+    with pytest.raises(StartError, match="cannot be used"):
+        ensure_run_dir(tmp_path / "run")
+    assert not (tmp_path / "real").exists()
+
+
+def test_another_users_run_dir_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_run_dir(tmp_path / "run")
+    ours = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: ours + 1)
+    with pytest.raises(StartError, match="a folder of yours"):
+        ensure_run_dir(tmp_path / "run")
+
+
+def test_a_run_dir_that_is_looked_for_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        is_ours_alone(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert is_ours_alone(ensure_run_dir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("before", [None, 0o600, 0o644, 0o666])
+def test_a_lock_that_stays_is_for_one_user_alone(tmp_path: Path, before: int | None) -> None:
+    path = tmp_path / "lock"
+    if before is not None:
+        path.touch()
+        path.chmod(before)
+    os.close(open_lock(path))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_for_a_lock_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic"):
+        open_lock(tmp_path / "lock")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_run_dir_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -72,20 +72,54 @@ def test_another_size_than_announced_is_refused(run_dir: Path) -> None:
         Slab.attach(run_dir, EPOCH, 5, 3)
 
 
-def test_a_file_others_can_write_is_refused(run_dir: Path) -> None:
+@pytest.mark.parametrize("mode", [0o666, 0o640, 0o604, 0o602])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_open_to_others_is_refused(run_dir: Path, part: str, mode: int) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    slab_file(run_dir, EPOCH, "rows").chmod(0o666)
-    with pytest.raises(PermissionError):
+    slab_file(run_dir, EPOCH, part).chmod(mode)
+    with pytest.raises(PermissionError, match=part):
         Slab.attach(run_dir, EPOCH, 4, 3)
 
 
-def test_a_link_is_refused(run_dir: Path) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_a_link_is_refused(run_dir: Path, part: str) -> None:
     Slab.create(run_dir, EPOCH, 4, 3)
-    rows = slab_file(run_dir, EPOCH, "rows")
-    rows.rename(run_dir / "elsewhere")
-    rows.symlink_to(run_dir / "elsewhere")
+    file = slab_file(run_dir, EPOCH, part)
+    file.rename(run_dir / "elsewhere")
+    file.symlink_to(run_dir / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
         Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+def test_another_users_file_is_refused(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    ours = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: ours + 1)
+    with pytest.raises(PermissionError, match="not a private file of this user"):
+        Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+def test_what_is_not_a_file_is_refused(run_dir: Path) -> None:
+    Slab.create(run_dir, EPOCH, 4, 3)
+    file = slab_file(run_dir, EPOCH, "rows")
+    file.unlink()
+    file.mkdir(mode=0o700)
+    with pytest.raises(PermissionError, match="rows"):
+        Slab.attach(run_dir, EPOCH, 4, 3)
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_name_that_is_taken_is_not_written_to(run_dir: Path, is_link: bool) -> None:
+    """An engine's files are new ones, whatever lies where they are to be."""
+    kept, file = run_dir / "kept", slab_file(run_dir, EPOCH, "rows")
+    kept.write_text("kept")
+    if is_link:
+        file.symlink_to(kept)
+    else:
+        os.link(kept, file)
+    with pytest.raises(FileExistsError):
+        Slab.create(run_dir, EPOCH, 4, 3)
+    assert kept.read_text() == "kept"
 
 
 def test_readers_keep_what_a_new_engine_removes(run_dir: Path) -> None:
