@@ -41,7 +41,9 @@ TURNS: Final = 3
 # Enough to keep the lanes busy, with texts of 128 tokens too, and fewer than are refused.
 PEAK_CONNECTIONS: Final = 24
 
-MOST_P99_RATIO: Final = 3.0
+# The most that p99 may grow, beside what has a target for that. A greedy key's batches are as urgent as anyone's, and
+# a text waits for those that run: beside it nothing may be refused or late, and how long it takes is told.
+MOST_P99_RATIO: Final = {"bulk": 3.0}
 # A number, so that quartiles can be told.
 NOTHING_ANSWERED: Final = 1e9
 
@@ -64,16 +66,15 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """By what was beside the modest load; `failed` of its requests had no right answer."""
+    """What was beside the modest load did to it; `failed` of its requests had no right answer."""
 
     turns: list[Turn]
     ratio: Spread
     failed: int
 
-    @property
-    def is_met(self) -> bool:
-        """Nothing failed, and p99 below three times the quiet one."""
-        return self.failed == 0 and self.ratio.median < MOST_P99_RATIO
+    def is_met(self, name: str) -> bool:
+        """Nothing failed, and p99 grew no more than it may beside what has this name."""
+        return self.failed == 0 and self.ratio.median < MOST_P99_RATIO.get(name, float("inf"))
 
 
 def summarize(turns: list[Turn]) -> Found:
@@ -176,13 +177,13 @@ def main() -> int:
     options = parser.parse_args()
     found = measure(options.seconds, options.turns)
     for name, each in found.items():
-        verdict = "PASS" if each.is_met else "MISSED"
+        verdict = "PASS" if each.is_met(name) else "MISSED"
         print(f"{verdict}: beside {name} p99 {each.ratio.median:.2f} times the quiet one, {each.failed} failed")
     if not options.no_save:
         settings = {"frontends": 2, "bulk_connections": BULK_CONNECTIONS, "greedy_factor": GREEDY_FACTOR}
         command = f"python -m perf.fairness --seconds {options.seconds:g} --turns {options.turns}"
         print(save_result(make_result("fairness", command, settings, found)).name)
-    return int(not all(each.is_met for each in found.values()))
+    return int(not all(each.is_met(name) for name, each in found.items()))
 
 
 if __name__ == "__main__":
