@@ -20,7 +20,7 @@ from ipc.slab import Rows
 # takes longer than what may arrive meanwhile would lose.
 BRIEF_TOKENS = 64
 # On a CPU lanes would take all cores, and front ends get theirs late: with five times as many requests as can be
-# answered, one in a hundred refusals took 11 ms, and with this 5. docs/decisions/0017
+# answered, one in a hundred refusals took 11 ms, and with this 4. docs/decisions/0017
 NICENESS = 10
 
 

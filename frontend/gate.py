@@ -20,8 +20,6 @@ ROUNDS_TO_BE_SEEN = 2
 # Of the time that is left until a request's deadline, what it may wait: the rest is for its own run, and for what the
 # estimate does not know.
 MOST_WAIT = 0.75
-# With less waiting than this nobody is refused whose deadline can be kept at all.
-CROWDED_SECONDS = 0.05
 
 Place: TypeAlias = tuple[Priority, int]
 
@@ -60,10 +58,11 @@ class Gate:
         self._get_backlog = get_backlog
         self._unseen = Unseen()
 
-    def is_crowded(self) -> bool:
-        """Whether so much waits that some request may be refused, whoever's: costs next to nothing."""
+    def is_crowded(self, left_s: float) -> bool:
+        """Whether so much waits that a request with so much time left may be refused, whoever's it is."""
         backlog = self._get_backlog()
-        return backlog is not None and backlog.part(Priority.INTERACTIVE)[TOTAL] > CROWDED_SECONDS * backlog.rate
+        most = min(self._most_s, MOST_WAIT * left_s)
+        return backlog is not None and backlog.part(Priority.INTERACTIVE)[TOTAL] > most * backlog.rate
 
     def refusal(self, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
         """What a request of this flow is told that has so much time left, if it is refused."""

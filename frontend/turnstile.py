@@ -1,8 +1,7 @@
 """Refusals by a request's head alone, while there is far more than can be done.
 
-What is refused anyway is not worth a task, middleware and a body that is read: on the way that all requests take, a
-refusal costs a good half of what an answer does, and at ten times capacity the refused are most of what comes. Each
-has its line in the log and is counted as any other.
+What is refused anyway is not worth a task, middleware and a body that is read: at ten times capacity the refused are
+most of what comes. Each has its line in the log and is counted as any other.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from frontend.responses import error_response
 from frontend.wishes import read_wishes
 from ipc.errors import InvalidRequest, Overloaded, Unauthorized
 
+TIMEOUT: Final = b"x-request-timeout-ms"
 STATUS_LINE: Final = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
@@ -52,8 +52,8 @@ class Turnstile:
 
     def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders) -> bytes | None:
         """The whole answer to a POST that is refused, `always` among its headers; None for one that goes its way."""
-        found = self._dialects.get(url) if self._gate.is_crowded() else None
-        if found is None:
+        found = self._dialects.get(url)
+        if found is None or not (self._gate.is_crowded(self._most_ms / 1e3) or _is_in_a_hurry(headers)):
             return None
         began = time.monotonic_ns()
         try:
@@ -75,6 +75,10 @@ class Turnstile:
         facts = scope[FACTS] = Facts(began, status=429, error=error.code)
         self._log.note(scope, facts)
         self._metrics.note(scope, facts)
+
+
+def _is_in_a_hurry(headers: RawHeaders) -> bool:
+    return any(name == TIMEOUT for name, _ in headers)
 
 
 def _written(dialect: Dialect, error: Overloaded, identity: str, always: RawHeaders) -> bytes:
