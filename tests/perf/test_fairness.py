@@ -7,22 +7,7 @@ import perf.fairness
 from perf.fairness import Turn, measure, summarize
 from perf.overload_tables import fairness_table
 from perf.record import Report
-from perf.stats import Percentiles
-
-
-def report(p99: float | None, **changes: object) -> Report:
-    plain = Report(
-        mode="open",
-        connections=1,
-        seconds=1,
-        achieved_rate=1,
-        requests=10,
-        distinct=10,
-        errors={},
-        latency_ms=None if p99 is None else Percentiles(1, 2, p99, p99, p99),
-        generator_cpu_us=1,
-    )
-    return msgspec.structs.replace(plain, **changes)
+from tests.perf.reports import report
 
 
 def test_the_median_turn_counts() -> None:

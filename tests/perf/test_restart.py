@@ -5,25 +5,12 @@ import pytest
 
 import perf.restart
 from perf.operation_tables import restart_table
-from perf.record import Report
 from perf.restart import Span, line, measure, summarize
-from perf.stats import Percentiles
+from tests.perf.reports import report
 
 
 def span(p99: float, took: float | None = None) -> Span:
-    report = Report(
-        mode="open",
-        connections=1,
-        seconds=1,
-        achieved_rate=1,
-        requests=10,
-        distinct=10,
-        errors={},
-        latency_ms=Percentiles(1, 2, p99, 4, 5),
-        generator_cpu_us=1,
-        offered_rate=10,
-    )
-    return Span(report, took)
+    return Span(report(p99), took)
 
 
 def test_the_ratio_is_of_spans_of_one_turn() -> None:
