@@ -19,8 +19,6 @@ from ipc.sockets import Context, Socket, connect_frontend
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 # Bound on one turn's reading, so that replies cannot keep the loop from its other work.
 RECEIVE_BUDGET = 64
 # ZeroMQ's descriptor is edge-triggered, so a missed edge would be silence for ever: look anyway, this often.

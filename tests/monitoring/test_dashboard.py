@@ -18,7 +18,7 @@ PANELS = [panel for row in ROWS.values() for panel in row]
 STAY_ZERO = {"Servers down", "Padding", "Texts without a vector", "Messages dropped"}
 # Rows go back as soon as they are read, and texts leave in the next batch: whether one is there when it is looked at is
 # chance.
-MAY_BE_ZERO = {"Rows lent, by front end", "Queue used", "Texts that wait", "Tokens that wait"}
+MAY_BE_ZERO = {"Rows lent, by front end", "Queue", "Queue used", "Texts that wait", "Tokens that wait"}
 ORIGINAL = {
     "Requests by status",
     "Requests that failed (5xx)",
