@@ -160,6 +160,10 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._patrol.cancel()
         self._lost.set_result(None)
+        # What refers back to the connection would have all of it wait for the collector, which comes seldom: with one
+        # health check a second that was 10 MiB of what had ended.
+        self._extensions, self._last = {}, None
+        self.cycle = self.scope = None  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Close one that is too many; one that is accepted when the server stops is its client's last here."""
@@ -233,13 +237,16 @@ class Protocol(HttpToolsProtocol):
 
     def _refusal(self) -> bytes | None:
         """The answer to a request that need not be read. One that is special in any way goes the way of all others."""
-        if self._gatekeeper is None or self.parser.get_method() != b"POST":
-            return None
-        is_plain = self._is_answered() and not self._is_leaving and not self.expect_100_continue
-        # Answers that pile up are the flow control's business, which only the long way has.
-        if not is_plain or not self.parser.should_keep_alive() or self.transport.is_closing() or self.unsent():
+        if self._gatekeeper is None or self.parser.get_method() != b"POST" or not self._is_plain():
             return None
         return self._gatekeeper.refusal(self.url, self.headers, self.server_state.default_headers)
+
+    def _is_plain(self) -> bool:
+        # uvicorn ends a connection of HTTP/1.0 with its first answer.
+        goes_on = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive() and not self._is_leaving
+        # Answers that pile up are the flow control's business, which only the long way has.
+        is_ready = self._is_answered() and not self.transport.is_closing() and not self.unsent()
+        return goes_on and is_ready and not self.expect_100_continue
 
     def on_message_complete(self) -> None:
         """What comes next is a head again."""
