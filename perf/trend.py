@@ -10,13 +10,16 @@ import numpy as np
 
 # How much of its ends a series' first and last value are medians of.
 ENDS: Final = 5
+# From the median distance to the middle to the standard deviation, for normal noise.
+MAD_TO_SIGMA: Final = 1.4826
 MOST_NOISE: Final = 2.0
 MOST_PART: Final = 0.01
 
 
 class Trend(msgspec.Struct, frozen=True, kw_only=True):
     """A series in its own unit: medians of its first and last fifth; `growth` is the rise of its line (least squares)
-    from end to end, `noise` the standard deviation around that line, `allowed` the most growth that is none.
+    from end to end, `noise` the standard deviation around that line by the median distance, in which a step that comes
+    late is no noise, `allowed` the most growth that is none.
 
     `allowed` is the largest of twice the noise, a hundredth of the median, and a floor. The noise is that of the
     values and not the slope's own standard error: neighbouring samples of a heap are alike, and the error would come
@@ -51,7 +54,8 @@ def find_trend(times: Sequence[float], values: Sequence[float], floor: float) ->
     x, y = np.array(times), np.array(values)
     x = x - x.mean()
     slope = float((x * y).sum() / (x * x).sum())
-    noise = float(np.std(y - slope * x))
+    away = np.abs(y - slope * x - np.median(y - slope * x))
+    noise = MAD_TO_SIGMA * float(np.median(away))
     end = max(1, len(y) // ENDS)
     return Trend(
         first=float(np.median(y[:end])),

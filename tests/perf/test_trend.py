@@ -30,7 +30,7 @@ def test_a_drift_is_seen_under_noise_of_an_eighth_of_it(
     assert found.growth * sign > 0
 
 
-@pytest.mark.parametrize("at", [0.2, 0.5, 0.8, 0.9])
+@pytest.mark.parametrize("at", [0.02, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98])
 def test_a_step_is_no_noise(at: float) -> None:
     values = [100.0 + 20 * (n >= at * len(TIMES)) for n in range(len(TIMES))]
     assert not find_trend(TIMES, values, FLOOR).is_flat
