@@ -131,8 +131,10 @@ async def test_a_holder_that_is_killed_holds_up_nobody(tmp_path: Path, stopping:
 
 
 async def test_a_holder_that_is_stopped_is_done_without_and_may_go_on_later(
-    tmp_path: Path, stopping: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, stopping: subprocess.Popen[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Many turns of the loop, also where this process has to wait for a core.
+    monkeypatch.setattr(embedded, "STUCK_SECONDS", 0.5)
     quota = Quota(rpm=100)
     stores = [EmbeddedWindows(tmp_path) for _ in range(3)]
     turns = 0
