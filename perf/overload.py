@@ -9,6 +9,7 @@ another, which begins two seconds after the last request of the overload left.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from typing import Final, NamedTuple
@@ -22,7 +23,7 @@ from perf.load import Generator, build_requests
 from perf.loops import OpenLoop
 from perf.pacing import make_schedule
 from perf.phases import Server
-from perf.procfs import memory
+from perf.procfs import Usage, memory
 from perf.record import Recorder, Run
 from perf.results import make_result, save_result
 from perf.stack import KEY, Stack
@@ -63,9 +64,14 @@ KINDS: Final = (
 
 
 class Overload(msgspec.Struct, frozen=True):
-    """One factor. Rates are requests per second; `goodput` is of the peak; memory is MiB of all processes."""
+    """One factor. Rates are requests per second; `goodput` is of the peak; memory is MiB of all processes.
+
+    `cores` is how many each process kept busy meanwhile, `peak_cores` when it was the peak; "lanes" are the engine's,
+    "others" all else.
+    """
 
     factor: float
+    peak: float
     offered: float
     achieved: float
     goodput: float
@@ -79,6 +85,8 @@ class Overload(msgspec.Struct, frozen=True):
     failed_after: int
     memory_before: float
     memory_after: float
+    cores: dict[str, float]
+    peak_cores: dict[str, float]
 
     def missed(self) -> list[str]:
         """Which of the targets were."""
@@ -134,8 +142,13 @@ def with_deadline(request: bytes) -> bytes:
     return request.replace(b"\r\nHost:", b"\r\nX-Request-Timeout-Ms: %d\r\nHost:" % DEADLINE_MS, 1)
 
 
-def _ignore(_: object) -> None:
-    pass
+def busy_cores(usage: Usage) -> dict[str, float]:
+    """How many cores each process kept busy, the engine's lanes alone, and all others (the supervisor's log, say)."""
+    found = {"generator": 0.0, "frontends": 0.0, "engine": 0.0, "lanes": usage.parts["lanes"]}
+    for name, used in usage.cpu.items():
+        found["frontends" if name.startswith("frontend") else name] += used
+    busy = {name: used / usage.seconds for name, used in found.items()}
+    return {**busy, "others": usage.foreign * (os.cpu_count() or 1)}
 
 
 class Bench:
@@ -149,36 +162,43 @@ class Bench:
         self._kind = kind
         self._requests = [with_deadline(r) for r in build_requests(target, texts, kind.texts, encoding_format="base64")]
 
-    def peak(self, seconds: float) -> float:
-        """Requests per second of a closed loop."""
-        return self._server.closed(self._requests, self._kind.connections, seconds).report.achieved_rate
+    def peak(self, seconds: float) -> tuple[float, dict[str, float]]:
+        """Requests per second of a closed loop, and busy cores."""
+        meter = self._server.meter()
+
+        async def load() -> Run:
+            async with Generator(self._target, self._kind.connections, meter.window) as generator:
+                return await generator.closed(self._requests, seconds)
+
+        return uvloop.run(load()).report.achieved_rate, busy_cores(meter.usage)
 
     def memory(self) -> float:
         """MiB of all processes."""
         return sum(memory(pid).rss for pid in self._server.processes.values())
 
-    def offer(self, rate: float, seconds: float, connections: int, seed: int = 0) -> tuple[Run, SplitRecorder]:
-        """An open loop."""
-        schedule = make_schedule("poisson", rate, WARM_UP_SECONDS + seconds, seed=seed)
-        recorder = SplitRecorder()
+    def offer(self, rate: float, seconds: float, connections: int) -> tuple[Run, SplitRecorder, dict[str, float]]:
+        """An open loop, and busy cores."""
+        schedule = make_schedule("poisson", rate, WARM_UP_SECONDS + seconds)
+        recorder, meter = SplitRecorder(), self._server.meter()
 
         async def load() -> Run:
-            async with Generator(self._target, connections, _ignore) as generator:
-                return await OpenLoop(generator, self._requests, recorder, _ignore).run(schedule, WARM_UP_SECONDS)
+            async with Generator(self._target, connections) as generator:
+                return await OpenLoop(generator, self._requests, recorder, meter.window).run(schedule, WARM_UP_SECONDS)
 
-        return uvloop.run(load()), recorder
+        return uvloop.run(load()), recorder, busy_cores(meter.usage)
 
     def quiet(self, peak: float, seconds: float) -> Run:
         """Well below capacity."""
         return self.offer(QUIET_SHARE * peak, seconds, 64)[0]
 
-    def overload(self, factor: float, peak: float, seconds: float) -> Overload:
-        """Quiet, far above capacity, quiet again."""
+    def overload(self, factor: float, seconds: float) -> Overload:
+        """The peak, quiet, far above capacity, quiet again."""
+        peak, peak_cores = self.peak(seconds)
         before, memory_before = self.quiet(peak, seconds / 2), self.memory()
         rate = factor * peak
         # Those that wait, and the refusals of a moment.
         connections = int(peak * FULL_SECONDS + min(rate * 0.1, 500)) + 16
-        run, recorder = self.offer(rate, seconds, connections)
+        run, recorder, cores = self.offer(rate, seconds, connections)
         # The run ends with its last answer.
         rest = NORMAL_AFTER_SECONDS - (time.monotonic() - recorder.ended_at)
         time.sleep(max(0.0, rest))
@@ -186,6 +206,7 @@ class Bench:
         errors = {name: count for name, count in run.report.errors.items() if name != "429"}
         return Overload(
             factor=factor,
+            peak=peak,
             offered=run.report.offered_rate or 0.0,
             achieved=run.report.achieved_rate,
             goodput=run.report.achieved_rate / peak,
@@ -199,32 +220,33 @@ class Bench:
             failed_after=sum(after.report.errors.values()) + after.report.dropped,
             memory_before=memory_before,
             memory_after=self.memory(),
+            cores=cores,
+            peak_cores=peak_cores,
         )
 
 
 def measure(kind: Kind, seconds: float) -> Found:
     """All factors, with the peak measured anew before each: machines drift."""
     overloads = []
-    peaks = []
     with Stack(frontends=2) as stack:
         bench = Bench(stack, kind, distinct=20_000 // kind.texts)
         for factor in FACTORS:
-            peaks.append(bench.peak(seconds))
-            overloads.append(bench.overload(factor, peaks[-1], seconds))
-            print(line(kind, peaks[-1], overloads[-1]), flush=True)
-    return Found(kind.name, sum(peaks) / len(peaks), overloads)
+            overloads.append(bench.overload(factor, seconds))
+            print(line(kind, overloads[-1]), flush=True)
+    return Found(kind.name, sum(each.peak for each in overloads) / len(overloads), overloads)
 
 
-def line(kind: Kind, peak: float, found: Overload) -> str:
+def line(kind: Kind, found: Overload) -> str:
     """A factor for people."""
     accepted, refused = found.accepted_ms, found.refused_ms
     missed = ", ".join(found.missed())
     verdict = f"MISSED: {missed}" if missed else "PASS"
     return (
-        f"{kind.name}, {found.factor:g} times {peak:.0f} requests/s: goodput {found.goodput:.2f}, "
+        f"{kind.name}, {found.factor:g} times {found.peak:.0f} requests/s: goodput {found.goodput:.2f}, "
         f"accepted p99 {accepted.p99 if accepted else 0:.0f} ms, "
         f"{found.refused} refused, p99 {refused.p99 if refused else 0:.1f} ms"
         f", memory {found.memory_before:.0f} to {found.memory_after:.0f} MiB"
+        f", busy cores {', '.join(f'{name} {share:.2f}' for name, share in found.cores.items())}"
         f"{''.join(f'; void: {why}' for why in found.void)}: {verdict}"
     )
 

@@ -24,6 +24,7 @@ def overload_table(data: dict[str, Any]) -> str:
         "other errors",
         "MiB before / after",
         "p99 before / after, ms",
+        "busy cores: generator, front ends, engine",
     )
     rows = [
         (
@@ -37,6 +38,7 @@ def overload_table(data: dict[str, Any]) -> str:
             str(sum(each["other_errors"].values())),
             f"{each['memory_before']:.0f} / {each['memory_after']:.0f}",
             " / ".join(f"{each[when]['p99']:.1f}" for when in ("quiet_before_ms", "quiet_after_ms") if each[when]),
+            ", ".join(f"{each['cores'][name]:.2f}" for name in ("generator", "frontends", "engine")),
         )
         for kind in data["kinds"]
         for each in kind["overloads"]

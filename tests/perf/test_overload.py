@@ -16,6 +16,7 @@ def times(p99: float) -> Percentiles:
 
 GOOD = Overload(
     factor=2,
+    peak=100,
     offered=200,
     achieved=95,
     goodput=0.95,
@@ -29,12 +30,14 @@ GOOD = Overload(
     failed_after=0,
     memory_before=500,
     memory_after=510,
+    cores={"generator": 0.1, "frontends": 0.3, "engine": 1.5, "lanes": 1.4},
+    peak_cores={"generator": 0.1, "frontends": 0.1, "engine": 1.8, "lanes": 1.7},
 )
 
 
 def test_all_targets_can_be_met() -> None:
     assert GOOD.missed() == []
-    assert line(Kind("a", 1, 1, 1), 100, GOOD).endswith("PASS")
+    assert line(Kind("a", 1, 1, 1), GOOD).endswith("PASS")
 
 
 @pytest.mark.parametrize(
