@@ -22,19 +22,21 @@ BRIEF_TOKENS = 64
 # On a CPU lanes would take all cores, and front ends get theirs late: with five times as many requests as can be
 # answered, one in a hundred refusals took 11 ms, and with this 4. docs/decisions/0017
 NICENESS = 10
+MOST_NICE = 19
 
 
 @dataclass(slots=True)
 class Batch:
     """Texts on their way through a lane: items[i] goes to row `first + i` of the slab.
 
-    `alone` says that nothing else ran or waited when it started.
+    `alone` says that nothing else ran or waited when it started, `left_others` that some waited that found no place.
     """
 
     items: list[Item]
     first: int
     started: int
     alone: bool = False
+    left_others: bool = False
     compute_ns: int = 0
     # Empty until it has run.
     ran: Ran = field(default_factory=Ran)
@@ -132,7 +134,8 @@ class Lanes:
 
     def _work(self) -> None:
         if self._is_cpu:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            # On top of what the engine was started with: less would need privileges.
+            os.setpriority(os.PRIO_PROCESS, 0, min(MOST_NICE, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS))
         while (batch := self._inbox.get()) is not None:
             self._run(batch)
             self._done.append(batch)

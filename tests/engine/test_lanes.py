@@ -124,11 +124,21 @@ def test_lanes_leave_a_cpu_to_front_ends(device: str, nicer: int) -> None:
             seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
             return super().run(texts, rows)
 
-    made = Fixture(Looking(device=device))
+    def work(nice: int) -> None:
+        # A priority is a thread's own, and inherited by those it starts.
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        made = Fixture(Looking(device=device))
+        made.run(0, [1])
+        made.lanes.close()
+        seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    made.run(0, [1])
-    made.lanes.close()
-    assert seen == [before + nicer]
+    for nice in (before, before + 4, 19):
+        seen.clear()
+        thread = threading.Thread(target=work, args=(nice,))
+        thread.start()
+        thread.join()
+        assert seen == [min(19, nice + nicer), nice]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
