@@ -249,8 +249,9 @@ class Engine:
             self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
         if batch:
             self._slots.compute(first, [item.sequence for item in batch])
-            alone = idle and not self._scheduler and now >= self._company_until
-            self._lanes.start(Batch(batch, first, now, alone))
+            left_others = bool(self._scheduler)
+            alone = idle and not left_others and now >= self._company_until
+            self._lanes.start(Batch(batch, first, now, alone, left_others))
         return bool(batch or expired)
 
     # publish

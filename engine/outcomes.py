@@ -49,7 +49,7 @@ class Outcomes:
         self._slots = slots
         self._frontends = frontends
         self._counters = counters
-        self._rate = Rate(lanes.count)
+        self._rate = Rate(lanes.count, scheduler.backlog.rate)
 
     def of(self, batch: Batch) -> Iterator[Outcome]:
         """For each text of the batch and each twin that its vector serves; nothing for texts of the dead."""
@@ -75,8 +75,8 @@ class Outcomes:
         self._counters.batches += 1
         self._counters.items += len(batch.items)
         self._counters.failed_runs += ran.failures
-        # What runs alone has all cores, and says nothing of what comes when all lanes work.
-        if not batch.alone:
+        # One that had room for more says nothing of what can be done when much waits.
+        if batch.left_others:
             self._scheduler.backlog.rate = self._rate.after(batch.tokens, batch.compute_ns)
         if ran.fits is not None:
             self._counters.starved += 1

@@ -6,14 +6,22 @@ from __future__ import annotations
 KEEP = 0.95
 # A batch that was stopped, or took the machine's stall, counts as so many times slower than expected and not more.
 MOST_SURPRISE = 4
+# How long the batch took that a rate given at first is taken for.
+FIRST_NS = 50_000_000
 
 
 class Rate:
-    """Tokens per second of all lanes together, as if all of them worked."""
+    """Tokens per second of all lanes together, as if all of them worked; `first` is what it is thought to be, if known.
 
-    def __init__(self, lanes: int) -> None:
+    Only batches that left others waiting should be counted: what a run costs whatever is in it would make one of few
+    texts look slow.
+    """
+
+    def __init__(self, lanes: int, first: int = 0) -> None:
         self._lanes = lanes
-        self._tokens = self._ns = 0.0
+        # In place of a batch.
+        self._ns = FIRST_NS if first else 0.0
+        self._tokens = first * self._ns / 1e9 / lanes if first else 0.0
 
     def after(self, tokens: int, compute_ns: int) -> int:
         """The rate, with a batch of so many tokens that took a lane so long counted in."""

@@ -10,6 +10,7 @@ from engine.bisection import Ran
 from engine.lanes import Batch, Lanes
 from engine.outcomes import NO_ROW, Counters, Outcomes
 from engine.queue import Item
+from engine.rates import Rate
 from engine.scheduler import Limits
 from engine.slots import Slots
 from engine.twins import Twins
@@ -123,3 +124,16 @@ def test_a_twin_does_not_fail_with_its_leader(bench: Bench) -> None:
     again = bench.start()
     assert again.items == [second]
     assert bench.end(again, True).keys() == {second.key, third.key}
+
+
+def test_the_rate_is_that_of_batches_that_left_others_waiting(bench: Bench) -> None:
+    backlog = bench.scheduler.backlog
+    bench.outcomes._rate = Rate(lanes=1)
+    few = bench.start(item(ids=1))
+    few.compute_ns = 10**9
+    bench.end(few, True)
+    assert backlog.rate == 0
+    full = bench.start(item(ids=2))
+    full.left_others, full.compute_ns = True, 10**8
+    bench.end(full, True)
+    assert backlog.rate > 0

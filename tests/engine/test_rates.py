@@ -32,3 +32,9 @@ def test_one_batch_that_was_stopped_changes_little() -> None:
 
 def test_a_clock_that_stands_still_breaks_nothing() -> None:
     assert Rate(lanes=1).after(tokens=1, compute_ns=0) == 1_000_000_000
+
+
+def test_a_rate_given_at_first_counts_as_a_batch() -> None:
+    rate = Rate(lanes=2, first=4000)
+    assert rate.after(tokens=100, compute_ns=50_000_000) == 4000
+    assert 4000 > rate.after(tokens=1, compute_ns=10_000_000_000) > 1000, "a stall is bounded from the first on"
