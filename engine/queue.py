@@ -65,10 +65,14 @@ class Line:
         if not texts:
             del self.flows[item.flow]
 
-    def in_turn(self, clocks: dict[int, int]) -> Iterator[Item]:
-        """All texts as their turn comes if every one is run; `clocks` of the flows are read, not moved."""
+    def in_turn(self, clocks: dict[int, int], now: int, blocked: frozenset[int]) -> Iterator[Item]:
+        """All texts that may go as their turn comes if every one is run; `clocks` of the flows are read, not moved.
+
+        But for a flow that is passed over because it is blocked: it has no claim to make up for that, so its clock is
+        `now` at least.
+        """
         if len(self.flows) == 1:
-            yield from next(iter(self.flows.values())).values()
+            yield from (item for item in next(iter(self.flows.values())).values() if item.owner not in blocked)
             return
         turns = [(clocks[flow], flow, iter(texts.values())) for flow, texts in self.flows.items()]
         heapify(turns)
@@ -77,19 +81,24 @@ class Line:
             item = next(texts, None)
             if item is None:
                 heappop(turns)
+            elif item.owner in blocked:
+                clocks[flow] = max(clocks[flow], now)
             else:
                 yield item
                 heapreplace(turns, (clock + len(item.ids), flow, texts))
 
 
 class Queue:
-    """`most` is how many texts there may be; `backlog` is where front ends see what waits (`Backlog.part`).
+    """`most` is how many texts have a place; `backlog` is where front ends see what waits (`Backlog.part`).
 
-    With `by_length` the texts of each length stand in a line of their own as well.
+    A flow may have as many places as are free (dynamic thresholds: Choudhury and Hahne, 1998): one that asks for far
+    too much gets half of them, and one that has none finds a place. With `by_length` the texts of each length stand in
+    a line of their own as well.
     """
 
     def __init__(self, most: int, backlog: memoryview[int], *, by_length: bool) -> None:
-        self.most = most
+        self._free = most
+        self._places: dict[int, int] = {}
         self.waiting: Texts = OrderedDict()
         self.line = Line()
         self.lines: dict[int, Line] = {}
@@ -99,10 +108,21 @@ class Queue:
         # The clock of the text that ran last: who has been away starts from here, and has saved up nothing.
         self._now = 0
 
-    @property
-    def has_room(self) -> bool:
-        """Whether another text may wait here."""
-        return len(self.waiting) < self.most
+    def has_room(self, flow: int) -> bool:
+        """Whether another text of this flow may wait here."""
+        return self._places.get(flow, 0) < self._free
+
+    def take_place(self, flow: int) -> None:
+        """Count one more text of this flow that waits, here or for another's vector."""
+        self._free -= 1
+        self._places[flow] = self._places.get(flow, 0) + 1
+
+    def give_place(self, flow: int) -> None:
+        """Count one less."""
+        self._free += 1
+        self._places[flow] -= 1
+        if not self._places[flow]:
+            del self._places[flow]
 
     @property
     def tokens(self) -> int:
@@ -112,6 +132,7 @@ class Queue:
     def add(self, item: Item) -> None:
         """Append a text."""
         flow, tokens = item.flow, len(item.ids)
+        self.take_place(flow)
         if flow not in self.line.flows:
             self._clocks[flow] = max(self._clocks.get(flow, 0), self._now)
             self._backlog[ACTIVE] += 1
@@ -125,6 +146,7 @@ class Queue:
     def remove(self, item: Item) -> None:
         """Take out a text that waits here and does not run."""
         flow, tokens = item.flow, len(item.ids)
+        self.give_place(flow)
         del self.waiting[item.key]
         self.line.remove(item)
         self._backlog[TOTAL] -= tokens
@@ -150,8 +172,9 @@ class Queue:
 
     def next(self, blocked: frozenset[int]) -> Item | None:
         """The text whose turn it is, among those that may go."""
-        return next((item for item in self.in_turn() if item.owner not in blocked), None)
+        return next(self.in_turn(blocked), None)
 
-    def in_turn(self, length: int | None = None) -> Iterator[Item]:
-        """Texts as their turn comes, of one length or all."""
-        return (self.line if length is None else self.lines[length]).in_turn(self._clocks)
+    def in_turn(self, blocked: frozenset[int] = NOBODY, length: int | None = None) -> Iterator[Item]:
+        """Texts that may go as their turn comes, of one length or all."""
+        line = self.line if length is None else self.lines[length]
+        return line.in_turn(self._clocks, self._now, blocked)

@@ -79,10 +79,13 @@ class Scheduler:
         queue = self._queues[priority]
         return len(queue.waiting), queue.tokens
 
-    def add(self, item: Item) -> bool:
-        """Queue a text; False where its priority's queue is full, or has one of that front end and sequence."""
+    def add(self, item: Item, *, has_place: bool = False) -> bool:
+        """Queue a text; False where its priority's queue is full, or has one of that front end and sequence.
+
+        With `has_place` it is not asked whether it is full: the text was there until now.
+        """
         queue = self._queues[item.priority]
-        if not queue.has_room or item.key in queue.waiting:
+        if not (has_place or queue.has_room(item.flow)) or item.key in queue.waiting:
             return False
         queue.add(item)
         if item.priority is Priority.INTERACTIVE:
@@ -92,7 +95,7 @@ class Scheduler:
     def add_again(self, items: Iterable[Item]) -> None:
         """Queue texts of which `finish` just said that they leave, the most urgent first: there is room for them."""
         for item in sorted(items, key=lambda item: item.priority):
-            was_added = self.add(item)
+            was_added = self.add(item, has_place=True)
             assert was_added, "this is a bug: a text has lost its place in the queue"
 
     def keep_small(self, tokens: int, *, until: int) -> None:
@@ -137,7 +140,7 @@ class Scheduler:
         if self._suspect_runs or (suspect and not idle):
             return Turn([], [])
         if suspect:
-            turn = self._take([suspect], 1, now, blocked)
+            turn = self._take([suspect], 1, now)
             self._suspect_runs = bool(turn.batch)
             return turn
         for priority in self._by_urgency(now, spare):
@@ -177,7 +180,7 @@ class Scheduler:
         if self._limits.mixes_lengths:
             return self._take_any(queue, now, blocked) if self._is_ripe(queue, now, idle, blocked) else None
         length = self._ripe_length(queue, now, idle, blocked)
-        return None if length is None else self._take(queue.in_turn(length), self._limits.rows_of(length), now, blocked)
+        return None if length is None else self._take(queue.in_turn(blocked, length), self._limits.rows_of(length), now)
 
     def _is_ripe(self, queue: Queue, now: int, idle: bool, blocked: frozenset[int]) -> bool:
         """Whether the oldest text is due, or there is a full batch of any lengths."""
@@ -191,9 +194,7 @@ class Scheduler:
     def _take_any(self, queue: Queue, now: int, blocked: frozenset[int]) -> Turn:
         """The texts whose turn it is up to the first that has no place, so that none is overtaken."""
         turn, tokens = Turn([], []), 0
-        for item in queue.in_turn():
-            if item.owner in blocked:
-                continue
+        for item in queue.in_turn(blocked):
             if item.deadline <= now:
                 turn.expired.append(item)
                 continue
@@ -217,12 +218,11 @@ class Scheduler:
     def _is_full(self, length: int, line: Line) -> bool:
         return line.count >= self._limits.rows_of(length)
 
-    def _take(self, items: Iterable[Item], room: int, now: int, blocked: frozenset[int]) -> Turn:
+    def _take(self, items: Iterable[Item], room: int, now: int) -> Turn:
         candidates: list[Item] = []
         expired: list[Item] = []
         for item in items:
-            if item.owner not in blocked:
-                (expired if item.deadline <= now else candidates).append(item)
+            (expired if item.deadline <= now else candidates).append(item)
             if len(candidates) == BATCHES_AHEAD * room:
                 break
         return self._leave(Turn(_together(candidates)[:room], expired))

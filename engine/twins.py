@@ -20,10 +20,11 @@ SUSPECT = Priority.SUSPECT
 
 
 class Twins(Scheduler):
-    """A scheduler that queues a text only if no text with the same ids, at least as urgent, waits or runs.
+    """A scheduler that queues a text only if none with the same ids runs, or waits no longer than it would.
 
-    A twin always has a leader that waits or runs, and it counts as waiting in its own priority's queue. Suspects must
-    run alone: they neither lead nor join.
+    That is one at least as urgent, and of the same flow: another's turn may come much later. A twin always has a leader
+    that waits or runs, and it counts as waiting in its own priority's queue. Suspects must run alone: they neither lead
+    nor join.
     """
 
     def __init__(self, limits: Limits, backlog: Backlog | None = None) -> None:
@@ -33,17 +34,17 @@ class Twins(Scheduler):
         self._twins: dict[Item, dict[Key, Item]] = {}
         self._leader_of: dict[Key, Item] = {}
 
-    def add(self, item: Item) -> bool:
+    def add(self, item: Item, *, has_place: bool = False) -> bool:
         """Queue a text or keep it with its leader; False where its priority's queue is full."""
         if item.priority is SUSPECT:
-            return super().add(item)
+            return super().add(item, has_place=has_place)
         ids = item.ids.tobytes()
         leader = self._leaders.get(ids)
-        if leader is not None and leader.priority <= item.priority:
-            return self._join(leader, item)
-        if not super().add(item):
+        if leader is not None and self._comes_first(leader, item):
+            return self._join(leader, item, has_place)
+        if not super().add(item, has_place=has_place):
             return False
-        # A less urgent leader keeps the twins it has; from now on others join this one.
+        # A later leader keeps the twins it has; from now on others join this one.
         self._leaders[ids] = item
         return True
 
@@ -74,12 +75,15 @@ class Twins(Scheduler):
         self._succeed(turn.expired)
         return turn
 
-    def _join(self, leader: Item, item: Item) -> bool:
+    def _comes_first(self, leader: Item, item: Item) -> bool:
+        """Whether the leader's vector comes no later than the text's own would."""
+        return leader.priority <= item.priority and (leader.flow == item.flow or not self._is_waiting(leader))
+
+    def _join(self, leader: Item, item: Item, has_place: bool) -> bool:
         queue = self._queues[item.priority]
-        if not queue.has_room or item.key in self._leader_of:
+        if not (has_place or queue.has_room(item.flow)) or item.key in self._leader_of:
             return False
-        # It takes one of the places there.
-        queue.most -= 1
+        queue.take_place(item.flow)
         self._twins.setdefault(leader, {})[item.key] = item
         self._leader_of[item.key] = leader
         return True
@@ -92,7 +96,7 @@ class Twins(Scheduler):
             del self._twins[leader][twin.key]
             if not self._twins[leader]:
                 del self._twins[leader]
-            self._queues[twin.priority].most += 1
+            self._queues[twin.priority].give_place(twin.flow)
         return parted
 
     def _succeed(self, leaders: list[Item]) -> list[Item]:

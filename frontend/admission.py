@@ -43,6 +43,11 @@ class Admission:
             self._settle(scope, verdict)
         return quota
 
+    def is_spent(self, key: Key) -> bool:
+        """Whether the key has nothing left, as far as this process knows."""
+        quota = self._quota(key)
+        return quota != NO_LIMIT and self._limiter.blocked_until(key.id, quota) is not None
+
     async def charge(self, scope: Scope, quota: Quota, tokens: int) -> None:
         """Charge one request of so many tokens. Raises RateLimited."""
         key: Key = scope[SCOPE_KEY]

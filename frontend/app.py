@@ -19,6 +19,7 @@ from frontend.auth import Auth
 from frontend.correlation import Correlation
 from frontend.dialects import Dialect, openai, original, tei
 from frontend.documentation import docs
+from frontend.embed import Embedder
 from frontend.errors import Errors
 from frontend.keys import KEYS_FILE, KeyRing
 from frontend.limits.embedded import EmbeddedWindows
@@ -140,11 +141,8 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
             state.start()
             ends.callback(keys.close)
             keys.watch()
-            gate = app.state.embedder.client.gate
             # Where there is tracing each request has a span.
-            yield (
-                {} if tracing else {TURNSTILE: Turnstile(gate, keys, ASKING, log, metrics, settings.request_timeout_ms)}
-            )
+            yield {} if tracing else {TURNSTILE: _turnstile(app.state.embedder, keys, log, metrics)}
 
     app = Application(
         routes=[*ROUTES, *ASSETS],
@@ -161,3 +159,8 @@ def create_app(settings: Settings, bundle: Bundle, key: str, process: str = "fro
     app.state.scrape = scrape.Scrape(settings.run_path)
     app.state.documentation = docs.Documentation(settings)
     return app
+
+
+def _turnstile(embedder: Embedder, keys: KeyRing, log: RequestLog, metrics: RequestMetrics) -> Turnstile:
+    most_ms = embedder.settings.request_timeout_ms
+    return Turnstile(embedder.client.gate, embedder.admission, keys, ASKING, log, metrics, most_ms)

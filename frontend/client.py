@@ -18,7 +18,7 @@ import numpy as np
 import zmq
 
 from frontend import outcomes
-from frontend.breaker import PROBE_SECONDS, Breaker
+from frontend.breaker import PROBE_SECONDS, Breaker, State
 from frontend.flight import Call, Flight, Holding, Lent, Take
 from frontend.gate import Gate
 from frontend.link import Link
@@ -59,12 +59,11 @@ class EngineClient:
         self._digest = digest
         self._adopt = adopt
         self._adoption: asyncio.Task[None] | None = None
-        self._most_flights = most_flights
         self._grace_s = grace_s
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._holding = Holding(most_held)
-        self._under_way = UnderWay(self._joined_link)
+        self._under_way = UnderWay(self._joined_link, most_flights)
         self._flights = self._under_way.flights
         self._outbox = self._under_way.outbox
         self._grace: asyncio.TimerHandle | None = None
@@ -108,7 +107,9 @@ class EngineClient:
         Raises a RequestError, or CancelledError once `lost` is done: nobody waits any more, and the texts are taken
         back. So they are where the caller is cancelled.
         """
-        self._admit(len(texts))
+        self.breaker.check()
+        if not self._flights.have_room((priority, flow), len(texts)):
+            raise outcomes.too_many()
         self.gate.admit(priority, flow, deadline_ns, sum(map(len, texts)))
         call = self._new_call(take, len(texts), deadline_ns, flow)
         if not self._flights:
@@ -146,13 +147,6 @@ class EngineClient:
     def is_under_way(self, key: bytes) -> bool:
         """Whether a text asked for by this key would share a flight."""
         return self._flights.of_key(key) is not None
-
-    # submit
-
-    def _admit(self, texts: int) -> None:
-        self.breaker.check()
-        if len(self._flights) + texts > self._most_flights:
-            raise outcomes.too_many()
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int, flow: int = 0) -> Call:
         return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding, flow)
@@ -240,7 +234,9 @@ class EngineClient:
             self._under_way.submit_anew(flight, later, flight.submission.priority)
 
     def _backlog(self) -> Backlog | None:
-        return None if self.engine is None else self._link.slab.backlog
+        # That of an engine that hangs stays as it is: the breaker says what is to be said.
+        is_well = self.engine is not None and self.breaker.state is State.CLOSED
+        return self._link.slab.backlog if is_well else None
 
     def _joined_link(self) -> Link | None:
         return None if self.engine is None else self._link

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from frontend import outcomes
 from ipc.log import correlation_id
@@ -18,6 +19,8 @@ from ipc.slab import FREE, Leases, Row, Rows
 log = logging.getLogger(__name__)
 
 Take = Callable[[Row], bytes]
+# A priority, and a flow as in `ipc.backlog`.
+Place: TypeAlias = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -123,6 +126,8 @@ class Flight:
     key: bytes | None = None
     deaths: int = 0
     is_sent: bool = False
+    # What it counts for in `Flights`; kept here, for a suspect's priority is another.
+    place: Place | None = None
 
     def join(self, call: Call, index: int) -> None:
         """One more who waits for this text."""
@@ -178,25 +183,47 @@ class Flight:
 
 
 class Flights(dict[int, Flight]):
-    """All flights by sequence, and those with a key by that as well: of a key there is never more than one."""
+    """All flights by sequence, and those with a key by that as well: of a key there is never more than one.
 
-    def __init__(self) -> None:
+    Of each priority there are places for `most`.
+    """
+
+    def __init__(self, most: int) -> None:
         super().__init__()
         self._by_key: dict[bytes, Flight] = {}
+        self._free: dict[int, int] = dict.fromkeys(Priority, most)
+        self._places: Counter[Place] = Counter()
+
+    def have_room(self, place: Place, texts: int) -> bool:
+        """Whether so many more have a place: a flow may have as many as are free, as in `engine.queue`."""
+        return self._places[place] + texts <= self._free[place[0]]
 
     def add(self, flight: Flight) -> None:
         """From now on replies find it, and so do others who ask for its key."""
-        self[flight.submission.sequence] = flight
+        submission = flight.submission
+        flight.place = submission.priority, submission.flow
+        self._count(flight.place, 1)
+        self[submission.sequence] = flight
         if flight.key is not None:
             self._by_key[flight.key] = flight
 
     def remove(self, sequence: int) -> Flight | None:
         """Take a flight out; None where it has ended already."""
         flight = self.pop(sequence, None)
-        if flight is not None and flight.key is not None:
+        if flight is None:
+            return None
+        assert flight.place is not None, "this is a bug: a flight that was not added"
+        self._count(flight.place, -1)
+        if flight.key is not None:
             del self._by_key[flight.key]
         return flight
 
     def of_key(self, key: bytes) -> Flight | None:
         """The flight that computes this key's text now."""
         return self._by_key.get(key)
+
+    def _count(self, place: Place, texts: int) -> None:
+        self._free[place[0]] -= texts
+        self._places[place] += texts
+        if not self._places[place]:
+            del self._places[place]

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from starlette.datastructures import Headers
 
+from frontend.admission import Admission
 from frontend.auth import SCOPE_KEY, authorized
 from frontend.correlation import identify
 from frontend.dialects import Dialect
@@ -37,6 +38,7 @@ class Turnstile:
     def __init__(
         self,
         gate: Gate,
+        admission: Admission,
         keys: KeyRing,
         dialects: Mapping[str, Dialect],
         log: RequestLog,
@@ -44,6 +46,7 @@ class Turnstile:
         most_ms: int,
     ) -> None:
         self._gate = gate
+        self._admission = admission
         self._keys = keys
         self._dialects = {path.encode(): (path, dialect) for path, dialect in dialects.items()}
         self._log = log
@@ -63,7 +66,8 @@ class Turnstile:
             # The long way says so.
             return None
         error = self._gate.refusal(asked.priority, key.flow, asked.timeout_ms / 1e3)
-        if error is None:
+        # Whose limits are used up is told that, by the long way.
+        if error is None or self._admission.is_spent(key):
             return None
         path, dialect = found
         identity = identify(headers)

@@ -19,10 +19,13 @@ MOST_DEATHS = 3
 
 
 class UnderWay:
-    """Flights, and the outbox that takes them to the engine. `shared` counts those that joined another's."""
+    """Flights, `most_flights` of each priority, and the outbox that takes them to the engine.
 
-    def __init__(self, get_link: Callable[[], Link | None]) -> None:
-        self.flights = Flights()
+    `shared` counts those that joined another's.
+    """
+
+    def __init__(self, get_link: Callable[[], Link | None], most_flights: int) -> None:
+        self.flights = Flights(most_flights)
         self.outbox = Outbox(self.flights, get_link)
         # Unlike any other front end's, so that `Link.died_with` can name texts by their sequence alone.
         self._sequences = itertools.count(secrets.randbits(31) << 32 | 1)
@@ -37,10 +40,15 @@ class UnderWay:
         return flight
 
     def board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
-        """Share the flight of this key, or launch one."""
+        """Share the flight of this key, or launch one.
+
+        Another flow's turn may come much later than this one's, so what waits for that is not shared.
+        """
         flight = self.flights.of_key(key)
         if flight is None:
             return self.launch(call, index, ids, priority, key)
+        if flight.submission.flow != call.flow:
+            return self.launch(call, index, ids, priority, None)
         self.shared += 1
         flight.join(call, index)
         if flight.is_less_urgent(priority):

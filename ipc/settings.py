@@ -102,8 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, Meta(ge=0, le=1000, description="longest a text waits for company while another lane works")
     ] = 2.0
     queue_items: Annotated[
-        int, Meta(ge=1, le=1 << 20, description="most texts that wait in the engine, for each priority")
-    ] = 16384
+        int, Meta(ge=1, le=1 << 20, description="most texts that wait, for each priority; a key gets what is free")
+    ] = 32768
     max_queue_ms: Annotated[
         int, Meta(ge=1, le=3_600_000, description="a request that would wait longer for its turn is refused with 429")
     ] = 30_000

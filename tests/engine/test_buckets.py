@@ -59,9 +59,9 @@ def test_what_no_bucket_holds_is_refused() -> None:
 
 def full_batches(lengths: list[int]) -> list[list[int]]:
     """What the scheduler makes of texts that all wait."""
-    scheduler = Scheduler(Limits(ROWS, TOKENS, 0, len(lengths), mixes_lengths=True))
+    scheduler = Scheduler(Limits(ROWS, TOKENS, 0, 2 * len(lengths), mixes_lengths=True))
     for number, length in enumerate(lengths):
-        scheduler.add(Item(1, number, np.zeros(length, np.int32), Priority.INTERACTIVE, 2**62, 0))
+        assert scheduler.add(Item(1, number, np.zeros(length, np.int32), Priority.INTERACTIVE, 2**62, 0))
     batches = []
     while scheduler:
         batches.append([len(item.ids) for item in scheduler.next_batch(0, idle=True).batch])

@@ -289,7 +289,7 @@ def test_a_text_past_its_deadline_is_answered_and_not_run(running: Running, runn
     assert not runner.batches
 
 
-@pytest.mark.parametrize("limits", [Limits(rows=1, tokens=32, max_wait=0, queue_items=3)])
+@pytest.mark.parametrize("limits", [Limits(rows=1, tokens=32, max_wait=0, queue_items=6)])
 def test_a_full_queue_refuses(running: Running, runner: SumRunner) -> None:
     frontend = running.join()
     runner.gate.clear()

@@ -70,6 +70,35 @@ def test_who_runs_alone_for_long_is_not_made_to_pay_for_it() -> None:
     assert {each.flow for each in run(queue, 5)} == {1}
 
 
+def test_who_is_passed_over_has_no_claim_to_make_up_for_it() -> None:
+    queue = queue_of(*(item(1, owner=1) for _ in range(50)), *(item(2, owner=2) for _ in range(100)))
+    for _ in range(40):
+        (taken,) = itertools.islice(queue.in_turn(frozenset({1})), 1)
+        assert taken.flow == 2
+        queue.run([taken])
+    flows = [each.flow for each in run(queue, 10)]
+    assert abs(flows.count(1) - flows.count(2)) <= 2
+
+
+@given(st.lists(st.integers(0, 9), max_size=200))
+def test_a_flow_that_has_nothing_finds_a_place_whatever_others_ask_for(asked: list[int]) -> None:
+    most = 30
+    queue = Queue(most, Backlog.private().part(Priority.INTERACTIVE), by_length=False)
+    for flow in asked:
+        if queue.has_room(flow):
+            queue.add(item(flow))
+    assert len(queue.waiting) <= most
+    assert all(queue.has_room(flow) for flow in range(10) if flow not in queue.line.flows)
+    # One alone gets half.
+    assert max(map(len, queue.line.flows.values()), default=0) <= most / 2
+    for each in list(queue.waiting.values()):
+        queue.remove(each)
+    for _ in range(most // 2):
+        assert queue.has_room(0)
+        queue.add(item(0))
+    assert not queue.has_room(0)
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9), st.booleans()), max_size=60))
 def test_flows_that_wait_are_never_further_apart_than_the_longest_text(steps: list[tuple[int, int, bool]]) -> None:
     queue = queue_of()

@@ -150,10 +150,12 @@ def test_a_blocked_front_end_holds_up_nobody() -> None:
     assert scheduler.next_batch(1, idle=True).batch == [blocked]
 
 
-def test_each_priority_has_its_own_bound() -> None:
-    limits = Limits(rows=4, tokens=32, max_wait=0, queue_items=2)
+def test_each_priority_has_its_own_bound_and_a_flow_may_have_what_is_free() -> None:
+    limits = Limits(rows=4, tokens=32, max_wait=0, queue_items=4)
     scheduler = scheduler_with([item(), item()], limits)
     assert not scheduler.add(item())
+    assert scheduler.add(item(flow=1))
+    assert not scheduler.add(item(flow=1))
     assert scheduler.add(item(priority=Priority.BULK))
 
 
@@ -202,7 +204,7 @@ def test_another_lane_may_have_bulk_meanwhile() -> None:
 @pytest.mark.parametrize("mixes_lengths", [False, True])
 def test_flows_take_turns_whatever_each_has_queued(mixes_lengths: bool) -> None:
     greedy, modest = [item(flow=1) for _ in range(40)], [item(flow=2, arrived=1) for _ in range(2)]
-    scheduler = scheduler_with([*greedy, *modest], replace(LIMITS, mixes_lengths=mixes_lengths))
+    scheduler = scheduler_with([*greedy, *modest], replace(LIMITS, queue_items=100, mixes_lengths=mixes_lengths))
     batch = scheduler.next_batch(1, idle=True).batch
     assert [i.flow for i in batch] == [1, 2, 1, 2]
     assert set(modest) <= set(batch)
@@ -210,7 +212,7 @@ def test_flows_take_turns_whatever_each_has_queued(mixes_lengths: bool) -> None:
 
 def test_the_next_length_is_that_of_the_text_whose_turn_it_is() -> None:
     greedy, modest = [item(3, flow=1) for _ in range(40)], item(5, flow=2, arrived=1)
-    scheduler = scheduler_with([*greedy, modest])
+    scheduler = scheduler_with([*greedy, modest], replace(LIMITS, queue_items=100))
     assert scheduler.next_batch(1, idle=True).batch == greedy[:4]
     assert scheduler.next_batch(1, idle=True).batch == [modest]
 
@@ -325,7 +327,8 @@ class Against(RuleBasedStateMachine):
     )
     def add(self, owner: int, length: int, priority: Priority, patience: int, flow: int) -> None:
         new = item(length, arrived=self.now, owner=owner, deadline=self.now + patience, priority=priority, flow=flow)
-        room = sum(i.priority == priority for i in self.waiting.values()) < LIMITS.queue_items
+        flows = [i.flow for i in self.waiting.values() if i.priority == priority]
+        room = flows.count(flow) < LIMITS.queue_items - len(flows)
         assert self.scheduler.add(new) == room
         if room:
             self.waiting[new.key] = new

@@ -21,15 +21,17 @@ from ipc.priority import Priority
 from ipc.slab import FREE
 from tests.engine.sum_runner import SumRunner
 
-LIMITS = Limits(rows=2, tokens=8, max_wait=100, queue_items=6)
+LIMITS = Limits(rows=2, tokens=8, max_wait=100, queue_items=10)
 FAR = 2**62
 TEXT, OTHER = [1, 2], [3, 4]
 INTERACTIVE, BULK, SUSPECT = Priority
 numbers = itertools.count(1)
 
 
-def item(ids: list[int] = TEXT, priority: Priority = INTERACTIVE, *, owner: int = 1, deadline: int = FAR) -> Item:
-    return Item(owner, next(numbers), np.array(ids, np.int32), priority, deadline, 0)
+def item(
+    ids: list[int] = TEXT, priority: Priority = INTERACTIVE, *, owner: int = 1, deadline: int = FAR, flow: int = 0
+) -> Item:
+    return Item(owner, next(numbers), np.array(ids, np.int32), priority, deadline, 0, flow)
 
 
 def twins_with(*items: Item, limits: Limits = LIMITS) -> Twins:
@@ -63,6 +65,18 @@ def test_a_text_that_runs_is_joined_and_one_that_has_ended_is_not() -> None:
     assert take(twins) == [third]
 
 
+def test_another_flows_turn_is_not_waited_for() -> None:
+    """What waits for that may wait for long; one that runs is shared with all."""
+    first, other, twin = item(), item(flow=1), item(flow=1)
+    twins = twins_with(first, other, twin)
+    assert len(twins) == 2
+    assert take(twins) == [first, other]
+    twins.add(late := item(flow=2))
+    assert len(twins) == 0
+    assert twins.finish(first) == ()
+    assert twins.finish(other) == [twin, late]
+
+
 def test_the_same_ids_and_no_others_are_the_same_text() -> None:
     texts = [[1], [1, 0], [0, 1], [256], [1, 1]]
     assert len(twins_with(*map(item, texts))) == len(texts)
@@ -87,7 +101,7 @@ def test_a_suspect_has_no_twin_and_is_none(priorities: tuple[Priority, Priority]
 
 
 def test_twins_count_in_the_queue_of_their_priority() -> None:
-    limits = Limits(rows=2, tokens=8, max_wait=0, queue_items=2)
+    limits = Limits(rows=2, tokens=8, max_wait=0, queue_items=4)
     first, second, bulk = item(), item(), item(priority=BULK)
     twins = twins_with(first, second, bulk, limits=limits)
     assert not twins.add(item()), "neither as a twin"
@@ -202,11 +216,13 @@ class Lives(RuleBasedStateMachine):
         ids=st.sampled_from(([1], [1], [2], [1, 1])),
         priority=st.sampled_from((INTERACTIVE, INTERACTIVE, BULK, BULK, SUSPECT)),
         patience=st.sampled_from((-1, 150, FAR, FAR)),
+        flow=st.sampled_from((0, 0, 1)),
     )
-    def add(self, owner: int, ids: list[int], priority: Priority, patience: int) -> None:
+    def add(self, owner: int, ids: list[int], priority: Priority, patience: int, flow: int) -> None:
         self.living.add(owner)
-        new = replace(item(ids, priority, owner=owner, deadline=self.now + patience), arrived=self.now)
-        room = sum(i.priority == priority for i in self.waiting.values()) < LIMITS.queue_items
+        new = replace(item(ids, priority, owner=owner, deadline=self.now + patience, flow=flow), arrived=self.now)
+        flows = [i.flow for i in self.waiting.values() if i.priority == priority]
+        room = flows.count(flow) < LIMITS.queue_items - len(flows)
         assert self.twins.add(new) == room
         if room:
             self.waiting[new.key] = new

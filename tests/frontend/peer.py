@@ -213,9 +213,12 @@ def start_call(
     deadline_ns: int | None = None,
     priority: Priority = Priority.INTERACTIVE,
     lost: asyncio.Future[None] | None = None,
+    **others: Any,
 ) -> asyncio.Task[Call]:
     deadline_ns = deadline_ns or time.monotonic_ns() + 60_000_000_000
-    return asyncio.ensure_future(client.embed(texts, take, deadline_ns=deadline_ns, priority=priority, lost=lost))
+    return asyncio.ensure_future(
+        client.embed(texts, take, deadline_ns=deadline_ns, priority=priority, lost=lost, **others)
+    )
 
 
 async def works(client: EngineClient, peer: EnginePeer) -> None:

@@ -46,7 +46,7 @@ def small_bounds(run_dir: Path) -> Settings:
         max_body_bytes=100_000,
         max_inputs=64,
         max_chars=4_000,
-        queue_items=200,
+        queue_items=400,
         max_queue_ms=1_000,
         # Most tests send the same few texts, and mean the engine.
         cache_mb=0,

@@ -254,16 +254,38 @@ async def test_the_first_error_wins(start_peer: StartPeer, start_client: StartCl
 
 
 async def test_more_texts_than_the_bound_are_refused(start_peer: StartPeer, start_client: StartClient) -> None:
-    peer, client = start_peer(), start_client(most_flights=4)
+    peer, client = start_peer(), start_client(most_flights=6)
     call = start_call(client, TEXTS[:3])
     await peer.received(3)
     with pytest.raises(Overloaded) as caught:
-        await start_call(client, TEXTS[:2])
+        await start_call(client, TEXTS[:1])
     assert caught.value.retry_after
-    fits = start_call(client, TEXTS[:1])
-    peer.answer(*await peer.received(4))
-    await asyncio.gather(call, fits)
+    others = start_call(client, TEXTS[:1], flow=1), start_call(client, TEXTS[:1], priority=Priority.BULK)
+    peer.answer(*await peer.received(5))
+    await asyncio.gather(call, *others)
     await works(client, peer)
+
+
+async def test_a_text_under_way_is_shared_within_a_flow(start_peer: StartPeer, start_client: StartClient) -> None:
+    peer, client = start_peer(), start_client()
+    calls = [start_call(client, TEXTS[:1], keys=[b"key"], flow=flow) for flow in (1, 1, 2, 2)]
+    texts = await peer.received(3)
+    assert [text.flow for text in texts] == [1, 2, 2]
+    peer.answer(*texts)
+    assert [(await call).parts for call in calls] == [expected(TEXTS[:1])] * 4
+
+
+async def test_what_waited_in_an_engine_that_hangs_refuses_nobody(
+    start_peer: StartPeer, start_client: StartClient
+) -> None:
+    peer, client = start_peer(), start_client()
+    await works(client, peer)
+    peer.pile_up(10**6, 0)
+    assert client.gate.refusal(Priority.INTERACTIVE, 0, 1.0)
+    client.breaker.open("It hangs.")
+    assert client.gate.refusal(Priority.INTERACTIVE, 0, 1.0) is None
+    client.breaker.close()
+    assert client.gate.refusal(Priority.INTERACTIVE, 0, 1.0)
 
 
 async def test_a_deadline_passes_with_an_engine(start_peer: StartPeer, start_client: StartClient) -> None:

@@ -105,3 +105,11 @@ def test_without_an_engine_the_breaker_decides() -> None:
     gate = Gate(MOST, lambda: None)
     gate.check(INTERACTIVE, 0, after(-1))
     gate.admit(INTERACTIVE, 0, after(0), tokens=10**9)
+
+
+def test_crowded_is_what_may_refuse_somebody() -> None:
+    assert not gate_before(100).is_crowded(30)
+    assert gate_before(101).is_crowded(30)
+    assert gate_before(101, priority=BULK).is_crowded(30)
+    assert gate_before(40).is_crowded(0.5)
+    assert not Gate(MOST, lambda: None).is_crowded(0)

@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvicorn
 from starlette.types import Scope
 
+from frontend.admission import Admission
 from frontend.app import ASKING, create_app
 from frontend.auth import SCOPE_KEY
 from frontend.dialects import tei
 from frontend.drain import Server
 from frontend.gate import Gate
 from frontend.keys import OWN_NAME, KeyRing, digest_of
+from frontend.limits.embedded import EmbeddedWindows
+from frontend.limits.limiter import Limiter
 from frontend.metrics import RequestMetrics
 from frontend.protocol import Protocol
 from frontend.request_log import Facts, RequestLog
@@ -36,9 +40,17 @@ BODIES = {"/similarity": b'{"inputs": {"source_sentence": "a", "sentences": ["b"
 
 
 @pytest.fixture
-async def address(run_dir: Path, bundle: Bundle, peer: EnginePeer) -> AsyncIterator[tuple[str, int]]:
+def limits() -> dict[str, int]:
+    """Settings of the front end that are not the usual ones."""
+    return {}
+
+
+@pytest.fixture
+async def address(
+    run_dir: Path, bundle: Bundle, peer: EnginePeer, limits: dict[str, int]
+) -> AsyncIterator[tuple[str, int]]:
     """A front end on a real socket; its engine is the peer."""
-    app = create_app(small_bounds(run_dir), bundle, KEY)
+    app = create_app(msgspec.structs.replace(small_bounds(run_dir), **limits), bundle, KEY)
     server = Server(uvicorn.Config(app, http=Protocol, ws="none", lifespan="on", log_config=None), request_seconds=60)
     listener = socket.create_server(("127.0.0.1", 0))
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -170,6 +182,40 @@ async def test_what_does_not_ask_the_engine_is_not_refused(
     assert (await client.receive())[0] == status
 
 
+async def test_a_flood_of_bulk_is_refused_by_the_head(client: Client, peer: EnginePeer) -> None:
+    peer.pile_up(3000, FLOW, Priority.BULK)
+    # Without its body.
+    client.writer.write(
+        b"POST /embed HTTP/1.1\r\nhost: a\r\nx-priority: bulk\r\nauthorization: Bearer %b\r\ncontent-length: 9\r\n\r\n"
+        % KEY.encode()
+    )
+    assert (await client.receive())[0] == 429
+
+
+async def test_http_1_0_is_answered_and_hung_up_on(client: Client, peer: EnginePeer) -> None:
+    peer.pile_up(3000, FLOW)
+    client.writer.write(
+        b"POST /embed HTTP/1.0\r\nconnection: keep-alive\r\nauthorization: Bearer %b\r\n"
+        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (KEY.encode(), len(BODY), BODY)
+    )
+    assert (await client.receive())[0] == 429
+    assert await asyncio.wait_for(client.reader.read(), 60) == b""
+
+
+@pytest.mark.parametrize("limits", [{"limit_rpm": 1}])
+async def test_who_has_used_up_a_limit_is_told_that(client: Client, peer: EnginePeer) -> None:
+    client.send("/embed")
+    peer.answer((await peer.received(1))[0])
+    assert (await client.receive())[0] == 200
+    client.send("/embed")
+    status, headers, _ = await client.receive()
+    assert (status, headers["x-ratelimit-remaining-requests"]) == (429, "0")
+    peer.pile_up(3000, FLOW)
+    client.send("/embed")
+    status, headers, _ = await client.receive()
+    assert (status, headers["x-ratelimit-remaining-requests"]) == (429, "0")
+
+
 def test_refusals_are_counted_and_have_their_line(tmp_path: Path) -> None:
     noted: list[tuple[Scope, Facts]] = []
 
@@ -185,7 +231,9 @@ def test_refusals_are_counted_and_have_their_line(tmp_path: Path) -> None:
     part = backlog.part(Priority.INTERACTIVE)
     part[TOTAL], part[ACTIVE], part[FIRST + FLOW] = 2, 1, 2
     gate, notes = Gate(1.0, lambda: backlog), Notes()
-    turnstile = Turnstile(gate, KeyRing(KEY, tmp_path / "keys.json"), {"/embed": tei}, notes, notes, 30_000)
+    limiter = Limiter(EmbeddedWindows(tmp_path), None)
+    admission, keys = Admission(limiter, small_bounds(tmp_path)), KeyRing(KEY, tmp_path / "keys.json")
+    turnstile = Turnstile(gate, admission, keys, {"/embed": tei}, notes, notes, 30_000)
     answer = turnstile.refusal(b"/embed", [(b"x-api-key", KEY.encode())], [])
     assert answer is not None
     (scope, facts), counted = noted
