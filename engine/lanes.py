@@ -29,7 +29,7 @@ MOST_NICE = 19
 class Batch:
     """Texts on their way through a lane: items[i] goes to row `first + i` of the slab.
 
-    `alone` says that nothing else ran or waited when it started, `left_others` that some waited that found no place.
+    `alone` says that nothing else ran or waited when it started, `left_others` that more waited, no less urgent.
     """
 
     items: list[Item]

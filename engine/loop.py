@@ -249,8 +249,8 @@ class Engine:
             self._reply((item, NO_ROW, Status.EXPIRED, now - item.arrived) for item in expired)
         if batch:
             self._slots.compute(first, [item.sequence for item in batch])
-            left_others = bool(self._scheduler)
-            alone = idle and not left_others and now >= self._company_until
+            left_others = self._scheduler.has_more(batch[0].priority, blocked)
+            alone = idle and not self._scheduler and now >= self._company_until
             self._lanes.start(Batch(batch, first, now, alone, left_others))
         return bool(batch or expired)
 

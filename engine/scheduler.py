@@ -79,6 +79,10 @@ class Scheduler:
         queue = self._queues[priority]
         return len(queue.waiting), queue.tokens
 
+    def has_more(self, priority: Priority, blocked: frozenset[int]) -> bool:
+        """Whether a text of this priority waits that may go."""
+        return self._queues[priority].oldest(blocked) is not None
+
     def add(self, item: Item, *, has_place: bool = False) -> bool:
         """Queue a text; False where its priority's queue is full, or has one of that front end and sequence.
 

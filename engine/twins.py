@@ -1,4 +1,6 @@
-"""Identical texts that wait or run at the same time are computed once, whichever front end sent them. Pure too.
+"""Identical texts of one flow that wait or run at the same time are computed once, whichever front end sent them.
+
+Those of another flow join one that runs. Pure too.
 
 The first of them, the leader, goes its way through the queue and a lane. The others, its twins, wait for its vector.
 

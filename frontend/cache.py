@@ -149,7 +149,7 @@ class CachedEngine:
         missing = await self._encode(range(len(texts)), keys, self._cache.get, take, parts)
         self._hits += len(texts) - len(missing)
         if missing and self._remote is not None:
-            missing = await self._ask_remote(self._remote, missing, keys, take, parts, deadline_ns)
+            missing = await self._ask_remote(self._remote, missing, keys, flow, take, parts, deadline_ns)
         self._misses += len(missing)
         hits = len(texts) - len(missing)
         if not missing:
@@ -204,12 +204,13 @@ class CachedEngine:
         remote: RemoteCache,
         missing: list[int],
         keys: Sequence[bytes],
+        flow: int,
         take: Take | None,
         parts: list[bytes],
         deadline_ns: int,
     ) -> list[int]:
         """The same for vectors in Redis. What the engine computes already is not asked for."""
-        asked = list({keys[n]: None for n in missing if not self._engine.is_under_way(keys[n])})
+        asked = list({keys[n]: None for n in missing if not self._engine.is_under_way(flow, keys[n])})
         if not asked:
             return missing
         try:

@@ -144,9 +144,9 @@ class EngineClient:
         """Texts that waited for a vector which was under way already."""
         return self._under_way.shared
 
-    def is_under_way(self, key: bytes) -> bool:
+    def is_under_way(self, flow: int, key: bytes) -> bool:
         """Whether a text asked for by this key would share a flight."""
-        return self._flights.of_key(key) is not None
+        return self._flights.of_key(flow, key) is not None
 
     def _new_call(self, take: Take | None, texts: int, deadline_ns: int, flow: int = 0) -> Call:
         return Call(take, [b""] * texts, texts, self._loop.create_future(), deadline_ns, self._holding, flow)

@@ -211,7 +211,7 @@ class Embedder:
         total = tokens.total
         facts: Facts = request.scope[FACTS]
         if terms.quota is not None and not facts.texts:
-            # What is refused costs nothing, and others may have come while the texts were read.
+            # What the gate refuses costs nothing, and others may have come while the texts were read.
             self.client.gate.check(terms.priority, terms.flow, terms.deadline)
             await self.admission.charge(request.scope, terms.quota, total)
         # Before the engine is asked: the line of a request that fails tells what it was charged for.

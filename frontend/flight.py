@@ -183,20 +183,21 @@ class Flight:
 
 
 class Flights(dict[int, Flight]):
-    """All flights by sequence, and those with a key by that as well: of a key there is never more than one.
+    """All flights by sequence, and those with a key by flow and key: of these there is never more than one.
 
     Of each priority there are places for `most`.
     """
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self._by_key: dict[bytes, Flight] = {}
+        self._by_key: dict[tuple[int, bytes], Flight] = {}
         self._free: dict[int, int] = dict.fromkeys(Priority, most)
         self._places: Counter[Place] = Counter()
 
     def have_room(self, place: Place, texts: int) -> bool:
         """Whether so many more have a place: a flow may have as many as are free, as in `engine.queue`."""
-        return self._places[place] + texts <= self._free[place[0]]
+        # The last of them finds all the others there.
+        return not texts or self._places[place] + 2 * (texts - 1) < self._free[place[0]]
 
     def add(self, flight: Flight) -> None:
         """From now on replies find it, and so do others who ask for its key."""
@@ -205,7 +206,7 @@ class Flights(dict[int, Flight]):
         self._count(flight.place, 1)
         self[submission.sequence] = flight
         if flight.key is not None:
-            self._by_key[flight.key] = flight
+            self._by_key[submission.flow, flight.key] = flight
 
     def remove(self, sequence: int) -> Flight | None:
         """Take a flight out; None where it has ended already."""
@@ -215,12 +216,12 @@ class Flights(dict[int, Flight]):
         assert flight.place is not None, "this is a bug: a flight that was not added"
         self._count(flight.place, -1)
         if flight.key is not None:
-            del self._by_key[flight.key]
+            del self._by_key[flight.submission.flow, flight.key]
         return flight
 
-    def of_key(self, key: bytes) -> Flight | None:
-        """The flight that computes this key's text now."""
-        return self._by_key.get(key)
+    def of_key(self, flow: int, key: bytes) -> Flight | None:
+        """The flight of this flow that computes this key's text now: another flow's turn may come much later."""
+        return self._by_key.get((flow, key))
 
     def _count(self, place: Place, texts: int) -> None:
         self._free[place[0]] -= texts

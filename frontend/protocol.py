@@ -162,6 +162,7 @@ class Protocol(HttpToolsProtocol):
         self._lost.set_result(None)
         # What refers back to the connection would have all of it, 8 KiB, wait for the collector, which comes seldom:
         # health checks alone made up to 12 MiB of what had ended.
+        self.pipeline.clear()
         self._extensions, self._last = {}, None
         self.cycle = self.scope = None  # type: ignore[assignment]
 

@@ -40,15 +40,10 @@ class UnderWay:
         return flight
 
     def board(self, call: Call, index: int, ids: Ids, priority: Priority, key: bytes) -> Flight:
-        """Share the flight of this key, or launch one.
-
-        Another flow's turn may come much later than this one's, so what waits for that is not shared.
-        """
-        flight = self.flights.of_key(key)
+        """Share the flight of this key in the call's flow, or launch one."""
+        flight = self.flights.of_key(call.flow, key)
         if flight is None:
             return self.launch(call, index, ids, priority, key)
-        if flight.submission.flow != call.flow:
-            return self.launch(call, index, ids, priority, None)
         self.shared += 1
         flight.join(call, index)
         if flight.is_less_urgent(priority):

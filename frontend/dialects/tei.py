@@ -150,7 +150,7 @@ async def info(request: Request) -> Response:
                 "model_sha": bundle.revision,
                 "model_dtype": DTYPES.get(engine.precision, engine.precision) if engine else None,
                 "model_type": {"embedding": {"pooling": bundle.pooling}},
-                "max_concurrent_requests": settings.queue_items,
+                "max_concurrent_requests": settings.queue_items // 2,
                 "max_input_length": bundle.max_tokens,
                 "max_batch_tokens": settings.max_batch_tokens,
                 "max_batch_requests": settings.max_batch_rows,

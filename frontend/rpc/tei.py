@@ -30,7 +30,7 @@ class Tei:
             model_sha=bundle.revision,
             model_dtype=DTYPES.get(engine.precision, engine.precision) if engine else None,
             model_type=proto.MODEL_TYPE_EMBEDDING,
-            max_concurrent_requests=settings.queue_items,
+            max_concurrent_requests=settings.queue_items // 2,
             max_input_length=bundle.max_tokens,
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_requests=settings.max_batch_rows,

@@ -62,7 +62,7 @@ class SharedSchedule(Schedule):
         assert counters.shared <= counters.misses
         assert counters.bytes <= KEPT * (4 * DIM + ENTRY_BYTES)
         assert not len(self.client._flights), "all have ended"
-        assert not self.client.is_under_way(self.cached._key(TEXTS[0]))
+        assert not self.client.is_under_way(0, self.cached._key(TEXTS[0]))
 
 
 @settings(max_examples=40, deadline=None)

@@ -31,7 +31,7 @@ SERVER: dict[str, Any] = {
     "cache_mb": 1,
     "metrics_key": True,
     # So few that a large request is more than may wait.
-    "queue_items": 64,
+    "queue_items": 128,
     "engine_grace_ms": 500,
     # With a GPU, as far as its metrics go.
     "runner": "tests.monitoring.nvidia:make",
