@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,6 +26,7 @@ from frontend.limits.limiter import Limiter
 from frontend.metrics import RequestMetrics
 from frontend.protocol import Protocol
 from frontend.request_log import Facts, RequestLog
+from frontend.tokenizer import Tokenizer, Tokens
 from frontend.turnstile import Turnstile
 from ipc.backlog import ACTIVE, FIRST, TOTAL, Backlog
 from ipc.bundle import Bundle
@@ -214,6 +216,27 @@ async def test_who_has_used_up_a_limit_is_told_that(client: Client, peer: Engine
     client.send("/embed")
     status, headers, _ = await client.receive()
     assert (status, headers["x-ratelimit-remaining-requests"]) == (429, "0")
+
+
+@pytest.mark.parametrize("limits", [{"limit_rpm": 2}])
+async def test_what_is_refused_once_its_texts_are_read_costs_nothing(
+    client: Client, peer: EnginePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Tokenizer.encode
+
+    async def while_others_come(tokenizer: Tokenizer, texts: Sequence[str], **options: Any) -> Tokens:
+        peer.pile_up(3000, FLOW)
+        return await encode(tokenizer, texts, **options)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Tokenizer, "encode", while_others_come)
+        client.send("/embed")
+        assert (await client.receive())[0] == 429
+    peer.pile_up(0, FLOW)
+    client.send("/embed")
+    peer.answer((await peer.received(1))[0])
+    status, headers, _ = await client.receive()
+    assert (status, headers["x-ratelimit-remaining-requests"]) == (200, "1")
 
 
 def test_refusals_are_counted_and_have_their_line(tmp_path: Path) -> None:
