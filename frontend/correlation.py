@@ -41,7 +41,7 @@ class Correlation:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = scope["correlation_id"] = identify(scope["headers"])
+        identity = scope["correlation_id"] = given_id(scope["headers"]) or new_id()
         correlation_id.set(identity)
         header = (b"x-correlation-id", identity.encode())
         facts = scope[FACTS] = Facts(time.monotonic_ns())
@@ -64,9 +64,14 @@ def _limits(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [] if verdict is None else [(name.encode(), value.encode()) for name, value in verdict.headers()]
 
 
-def identify(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The id that a request's headers give, or a new one."""
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The id that a request's headers give."""
     for name, value in headers:
         if name in HEADERS and SANE.fullmatch(value):
             return str(value, "ascii")
+    return None
+
+
+def new_id() -> str:
+    """One that no other request has."""
     return f"{_life}{next(_numbers):016x}"

@@ -102,6 +102,10 @@ class KeyRing:
         # under this process's own secret are equal: time tells a stranger nothing of how near a guess came.
         return self._keys.get(digest_of(presented))
 
+    def holds(self, key: Key) -> bool:
+        """Whether a key that was found is still as it was."""
+        return self._keys.get(bytes.fromhex(key.digest)) is key
+
     def watch(self) -> None:
         """Follow the file on the running loop until `close`."""
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self.watch)

@@ -35,7 +35,9 @@ WIRE = "embedlane.wire"
 class Gatekeeper(typing.Protocol):
     """What a connection asks before it makes a request of a head."""
 
-    def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders) -> bytes | None: ...  # noqa: D102 - see Protocol
+    def refusal(self, url: bytes, headers: RawHeaders, always: RawHeaders, whole: bytes) -> bytes | None: ...  # noqa: D102
+
+    def again(self, whole: bytes, always: RawHeaders) -> bytes | None: ...  # noqa: D102
 
 
 class Refused:
@@ -118,6 +120,8 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._is_in_head = True
         self._head_bytes = 0
+        # What was read together with the beginning of the request that is read now.
+        self._whole = b""
         self._is_leaving = False
         self._server = cast(Room, self.server_state)
         # The request whose answer was made the connection's last, against its client's wish.
@@ -209,9 +213,13 @@ class Protocol(HttpToolsProtocol):
         """Count what comes while a head is incomplete; a message that ends within `data` sets the count to 0."""
         if self._is_in_head:
             if not self._head_bytes:
+                if self.cycle is REFUSED and self._is_refused_again(data):
+                    return
                 self._late_at = self.loop.time() + HEAD_SECONDS
+                self._whole = data
             self._head_bytes += len(data)
         super().data_received(data)
+        self._whole = b""
         if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(REFUSAL)
             self.transport.close()
@@ -240,14 +248,27 @@ class Protocol(HttpToolsProtocol):
         """The answer to a request that need not be read. One that is special in any way goes the way of all others."""
         if self._gatekeeper is None or self.parser.get_method() != b"POST" or not self._is_plain():
             return None
-        return self._gatekeeper.refusal(self.url, self.headers, self.server_state.default_headers)
+        return self._gatekeeper.refusal(self.url, self.headers, self.server_state.default_headers, self._whole)
+
+    def _is_refused_again(self, whole: bytes) -> bool:
+        """Whether this was all of a request whose head had been refused before, and is answered by that alone."""
+        if self._gatekeeper is None or not self._is_ready():
+            return False
+        refusal = self._gatekeeper.again(whole, self.server_state.default_headers)
+        if refusal is not None:
+            self.transport.write(refusal)
+            self.on_response_complete()
+        return refusal is not None
 
     def _is_plain(self) -> bool:
         # uvicorn ends a connection of HTTP/1.0 with its first answer.
-        goes_on = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive() and not self._is_leaving
+        goes_on = self.parser.get_http_version() == "1.1" and self.parser.should_keep_alive()
+        return goes_on and self._is_ready() and not self.expect_100_continue
+
+    def _is_ready(self) -> bool:
         # Answers that pile up are the flow control's business, which only the long way has.
-        is_ready = self._is_answered() and not self.transport.is_closing() and not self.unsent()
-        return goes_on and is_ready and not self.expect_100_continue
+        is_free = self._is_answered() and not self._is_leaving
+        return is_free and not self.transport.is_closing() and not self.unsent()
 
     def on_message_complete(self) -> None:
         """What comes next is a head again."""
@@ -257,6 +278,7 @@ class Protocol(HttpToolsProtocol):
             self.on_response_complete()
         self._is_in_head = True
         self._head_bytes = 0
+        self._whole = b""
         self._late_at = NEVER
 
     def _look(self) -> None:

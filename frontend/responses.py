@@ -82,16 +82,21 @@ def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None
     return Response(body, status, headers, "application/json")
 
 
+def retry_headers(error: RequestError) -> dict[str, str]:
+    """When to come back, where that helps."""
+    if error.retry_after is None:
+        return {}
+    # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one. Rounded up:
+    # who comes a moment too early is refused again.
+    return {
+        "Retry-After": f"{max(1, math.ceil(error.retry_after))}",
+        "retry-after-ms": f"{math.ceil(error.retry_after * 1e3)}",
+    }
+
+
 def error_response(error: RequestError, status: int, body: bytes) -> Response:
-    """An error's answer, with when to come back where that helps."""
-    headers = {}
-    if error.retry_after is not None:
-        # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one. Rounded up:
-        # who comes a moment too early is refused again.
-        headers = {
-            "Retry-After": f"{max(1, math.ceil(error.retry_after))}",
-            "retry-after-ms": f"{math.ceil(error.retry_after * 1e3)}",
-        }
+    """An error's answer."""
+    headers = retry_headers(error)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed):

@@ -14,7 +14,7 @@ from grpc.aio import BaseError, ServicerContext
 
 from frontend.admission import VERDICT
 from frontend.auth import SCOPE_KEY, authorized
-from frontend.correlation import identify
+from frontend.correlation import given_id, new_id
 from frontend.keys import KeyRing
 from frontend.limits.quota import Verdict
 from frontend.metrics import RequestMetrics
@@ -61,7 +61,7 @@ class Rpc:
         """A call that begins."""
         pairs = context.invocation_metadata() or ()
         metadata = [(name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
-        return cls(path, context, metadata, identify(metadata))
+        return cls(path, context, metadata, given_id(metadata) or new_id())
 
     @cached_property
     def headers(self) -> dict[str, str]:

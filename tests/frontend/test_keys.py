@@ -296,6 +296,23 @@ async def test_closed_it_looks_no_more(path: Path, monkeypatch: pytest.MonkeyPat
     other.close()
 
 
+def test_it_holds_a_key_until_that_is_changed_or_revoked(path: Path) -> None:
+    secret = create_key(path, "a")
+    ring = KeyRing("own", path)
+    key, own = ring.find(secret.encode()), ring.find(b"own")
+    assert key is not None
+    assert own is not None
+    assert ring.holds(key)
+    path.write_bytes(msgspec.json.encode(KeyTable([msgspec.structs.replace(key, rpm=1)])))
+    changed = reloaded(ring).find(secret.encode())
+    assert changed is not None
+    assert ring.holds(changed)
+    assert not ring.holds(key)
+    revoke_key(path, "a")
+    assert not reloaded(ring).holds(changed)
+    assert ring.holds(own)
+
+
 def test_a_broken_file_is_logged_once_for_each_change(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "frontend.keys")
     secret = create_key(path, "a")

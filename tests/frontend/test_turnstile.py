@@ -24,7 +24,7 @@ from frontend.keys import OWN_NAME, KeyRing, digest_of
 from frontend.limits.embedded import EmbeddedWindows
 from frontend.limits.limiter import Limiter
 from frontend.metrics import RequestMetrics
-from frontend.protocol import Protocol
+from frontend.protocol import Protocol, RawHeaders
 from frontend.request_log import Facts, RequestLog
 from frontend.tokenizer import Tokenizer, Tokens
 from frontend.turnstile import Turnstile
@@ -72,7 +72,16 @@ class Client:
         self.reader = reader
         self.writer = writer
 
-    def send(self, path: str, *headers: str, body: bytes = BODY, key: str = KEY, method: str = "POST") -> None:
+    def send(
+        self,
+        path: str,
+        *headers: str,
+        body: bytes = BODY,
+        key: str = KEY,
+        method: str = "POST",
+        sent: int | None = None,
+    ) -> None:
+        """All of a request, or so many bytes of its body."""
         lines = [
             f"{method} {path} HTTP/1.1",
             "host: a",
@@ -81,7 +90,7 @@ class Client:
             f"content-length: {len(body)}",
             *headers,
         ]
-        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body[:sent])
 
     async def receive(self) -> tuple[int, dict[str, str], bytes]:
         async with asyncio.timeout(60):
@@ -97,6 +106,20 @@ async def client(address: tuple[str, int]) -> AsyncIterator[Client]:
     writer.close()
     with suppress(ConnectionError):
         await writer.wait_closed()
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
+    """What was answered because the head had been refused before; None where that was not known."""
+    answers: list[bytes | None] = []
+    ask = Turnstile.again
+
+    def noted(turnstile: Turnstile, whole: bytes, always: RawHeaders) -> bytes | None:
+        answers.append(ask(turnstile, whole, always))
+        return answers[-1]
+
+    monkeypatch.setattr(Turnstile, "again", noted)
+    return answers
 
 
 @pytest.mark.parametrize("path", ASKING)
@@ -139,6 +162,90 @@ async def test_the_connection_goes_on(client: Client, peer: EnginePeer) -> None:
         client.send("/embed")
         peer.answer((await peer.received(before + 1))[before])
         assert (await client.receive())[0] == 200
+
+
+@pytest.mark.parametrize("path", ASKING)
+async def test_what_is_refused_again_hears_the_same(
+    client: Client, peer: EnginePeer, again: list[bytes | None], path: str
+) -> None:
+    peer.pile_up(3000, FLOW)
+    answers = []
+    for url in (path, path, path, f"{path}?the-long-way"):
+        client.send(url, "x-correlation-id: mine", body=BODIES.get(path, BODY))
+        status, headers, body = await client.receive()
+        del headers["date"]
+        answers.append((status, headers, body))
+    assert answers == answers[:1] * 4
+    # The first was read, and the last.
+    assert [answer is not None for answer in again] == [True, True, False]
+
+
+async def test_each_refusal_has_an_id_of_its_own(client: Client, peer: EnginePeer, again: list[bytes | None]) -> None:
+    peer.pile_up(3000, FLOW)
+    identities = set()
+    for _ in range(4):
+        client.send("/embed")
+        identities.add((await client.receive())[1]["x-correlation-id"])
+    assert len(identities) == 4
+    assert None not in again
+
+
+async def test_heads_that_were_refused_are_served_when_there_is_room(
+    client: Client, peer: EnginePeer, again: list[bytes | None]
+) -> None:
+    for number in range(3):
+        peer.pile_up(3000, FLOW)
+        for _ in range(3):
+            client.send("/embed")
+            assert (await client.receive())[0] == 429
+        peer.pile_up(0, FLOW)
+        client.send("/embed")
+        peer.answer((await peer.received(number + 1))[number])
+        assert (await client.receive())[0] == 200
+    assert any(again)
+
+
+async def test_a_known_head_whose_body_comes_in_pieces_is_read(
+    client: Client, peer: EnginePeer, again: list[bytes | None]
+) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send("/embed")
+    assert (await client.receive())[0] == 429
+    # It has the length of the one that was refused, and begins like a request.
+    body = b"POST /embed HTTP/1.1\r\n\r\n".ljust(len(BODY))
+    client.send("/embed", body=body, sent=30)
+    assert (await client.receive())[0] == 429
+    client.writer.write(body[30:])
+    client.send("/embed")
+    assert (await client.receive())[0] == 429
+    assert not any(again)
+
+
+async def test_known_heads_that_come_together_are_all_answered(
+    client: Client, peer: EnginePeer, again: list[bytes | None]
+) -> None:
+    peer.pile_up(3000, FLOW)
+    client.send("/embed")
+    assert (await client.receive())[0] == 429
+    for _ in range(3):
+        client.send("/embed")
+    client.send("/info", method="GET", body=b"")
+    assert [(await client.receive())[0] for _ in range(4)] == [429, 429, 429, 200]
+    assert len(again) >= 1
+
+
+async def test_a_key_that_is_withdrawn_is_looked_up(
+    client: Client, peer: EnginePeer, again: list[bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.pile_up(3000, FLOW)
+    for _ in range(2):
+        client.send("/embed")
+        assert (await client.receive())[0] == 429
+    monkeypatch.setattr(KeyRing, "find", lambda *_: None)
+    monkeypatch.setattr(KeyRing, "holds", lambda *_: False)
+    client.send("/embed")
+    assert (await client.receive())[0] == 401
+    assert [answer is not None for answer in again] == [True, False]
 
 
 async def test_a_body_that_comes_later_is_not_taken_for_a_request(client: Client, peer: EnginePeer) -> None:

@@ -1,0 +1,60 @@
+"""Heads of requests that came before, byte for byte, and what they ask for."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from frontend.protocol import RawHeaders
+
+MOST_HEADS: Final = 1024
+END: Final = b"\r\n\r\n"
+LENGTH: Final = b"content-length"
+# Where the length does not say how far the request goes.
+SPECIAL: Final = frozenset({b"transfer-encoding", b"upgrade"})
+
+T = TypeVar("T")
+
+
+class _Kept(NamedTuple, Generic[T]):
+    body_bytes: int
+    asked: T
+
+
+class Heads(Generic[T]):
+    """What the clients of a flood send differs in the texts alone, which are in the body.
+
+    Kept by digest: a head has a key in it, and can be long.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, _Kept[T]] = {}
+
+    def keep(self, whole: bytes, headers: RawHeaders, asked: T) -> None:
+        """What the head of a request asks for, if `whole` is all of one and its head was read as `headers`."""
+        end = _end(whole)
+        if not end or SPECIAL.intersection(dict(headers)) or not _has_length(headers, len(whole) - end):
+            return
+        if len(self._kept) >= MOST_HEADS:
+            self._kept.clear()
+        self._kept[_digest(whole, end)] = _Kept(len(whole) - end, asked)
+
+    def find(self, whole: bytes) -> T | None:
+        """What it asks for, if `whole` is all of a request and its head was kept."""
+        end = _end(whole)
+        kept = self._kept.get(_digest(whole, end)) if end else None
+        return kept.asked if kept is not None and kept.body_bytes == len(whole) - end else None
+
+
+def _end(whole: bytes) -> int:
+    """Where the head that `whole` begins with ends; 0 if it has no end, or is none."""
+    # Empty lines before a request are allowed, and would look like the head's end.
+    return whole.find(END) + len(END) if whole.startswith(b"POST ") and END in whole else 0
+
+
+def _digest(whole: bytes, end: int) -> bytes:
+    return hashlib.sha256(memoryview(whole)[:end]).digest()
+
+
+def _has_length(headers: RawHeaders, length: int) -> bool:
+    return [value for name, value in headers if name == LENGTH] == [b"%d" % length]
