@@ -116,6 +116,7 @@ class Engine:
             if now >= self._bury_at:
                 self._bury_at = now + BURY_EVERY_NS
                 self._bury()
+                self._scheduler.look(now)
                 if self._watchdog is not None:
                     self._watchdog.tend(now, self._lanes.oldest)
                 self._metrics.refresh(self.counters, self._scheduler, self._slots, self._lanes.busy)
@@ -240,8 +241,7 @@ class Engine:
             return False
         now = time.monotonic_ns()
         blocked = self._slots.over_share()
-        idle = not self._lanes.busy
-        spare = self._lanes.has_spare
+        idle, spare = not self._lanes.busy, self._lanes.has_spare
         batch, expired = self._scheduler.next_batch(now, idle=idle, spare=spare, blocked=blocked)
         self._short_of_rows = bool(blocked)
         if expired:

@@ -102,7 +102,7 @@ class EngineMetrics:
             texts, tokens = scheduler.queued(priority)
             self._queued_texts.labels(priority.name.lower()).set(texts)
             self._queued_tokens.labels(priority.name.lower()).set(tokens)
-            rate = scheduler.backlog.rate
+            rate = scheduler.backlog.rate_of(priority)
             self._queue_s.labels(priority.name.lower()).set(tokens / rate if rate else 0)
         self._busy.set(busy)
         computing, lent = slots.states()

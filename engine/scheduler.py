@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engine.queue import NOBODY, Item, Line, Queue
+from engine.rates import BulkRate
 from ipc.backlog import Backlog
 from ipc.priority import Priority
 
@@ -25,6 +26,8 @@ from ipc.priority import Priority
 BULK_PATIENCE_NS = 500_000_000
 # So long after an interactive text another one is expected.
 INTERACTIVE_FOR_NS = 1_000_000_000
+# How often bulk's rate is looked at.
+LOOK_NS = 1_000_000_000
 # How many batches' texts a batch looks through for those of one front end.
 BATCHES_AHEAD = 4
 
@@ -68,6 +71,9 @@ class Scheduler:
         self._suspects = self._queues[Priority.SUSPECT]
         self._suspect_runs = False
         self._bulk_at = 0
+        self._bulk_rate = BulkRate()
+        # Tokens that left since it was looked at.
+        self._left = dict.fromkeys(Priority, 0)
         # Until then a lane is kept for interactive texts.
         self._kept_until = 0
 
@@ -106,6 +112,22 @@ class Scheduler:
         """Let no batch have more tokens than this until then (ns), but for one text: larger ones found no memory."""
         self._limits = replace(self._limits, tokens=min(tokens, self._limits.tokens))
         self._small_until = until
+
+    def look(self, now: int) -> None:
+        """Let front ends see how fast bulk goes; to be called several times a second."""
+        began = self._bulk_rate.began
+        if now - began < LOOK_NS:
+            return
+        oldest = self._queues[Priority.BULK].oldest()
+        left, self._left = self._left, dict.fromkeys(Priority, 0)
+        self.backlog.bulk_rate = self._bulk_rate.after(
+            now,
+            self.backlog.rate,
+            interactive=left[Priority.INTERACTIVE],
+            bulk=left[Priority.BULK],
+            # Then there was some at any time since.
+            waited=oldest is not None and oldest.arrived <= began,
+        )
 
     def finish(self, item: Item) -> Sequence[Item]:
         """To be called for every text that has run; gives others that its vector serves too, none here."""
@@ -233,7 +255,9 @@ class Scheduler:
 
     def _leave(self, turn: Turn) -> Turn:
         if turn.batch:
-            self._queues[turn.batch[0].priority].run(turn.batch)
+            priority = turn.batch[0].priority
+            self._left[priority] += sum(len(item.ids) for item in turn.batch)
+            self._queues[priority].run(turn.batch)
         self._drop(turn.expired)
         return turn
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from frontend import outcomes
 from frontend.flight import Place
-from ipc.backlog import TOTAL, Backlog
+from ipc.backlog import Backlog
 from ipc.errors import Overloaded
 from ipc.priority import Priority
 
@@ -20,7 +20,6 @@ ROUNDS_TO_BE_SEEN = 2
 # Of the time that is left until a request's deadline, what it may wait: the rest is for its own run, and for what the
 # estimate does not know.
 MOST_WAIT = 0.75
-ASKED_FOR = Priority.INTERACTIVE, Priority.BULK
 
 
 class Unseen:
@@ -61,7 +60,7 @@ class Gate:
         """Whether so much waits that a request with so much time left may be refused, whoever's it is."""
         backlog = self._get_backlog()
         most = min(self._most_s, MOST_WAIT * left_s)
-        return backlog is not None and sum(backlog.part(p)[TOTAL] for p in ASKED_FOR) > most * backlog.rate
+        return backlog is not None and backlog.most_seconds() > most
 
     def refusal(self, priority: Priority, flow: int, left_s: float) -> Overloaded | None:
         """What a request of this flow is told that has so much time left, if it is refused."""

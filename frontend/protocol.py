@@ -210,7 +210,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes while a head is incomplete; a message that ends within `data` sets the count to 0."""
+        """Count what comes while a head is incomplete; 0 is between two requests."""
         if self._is_in_head:
             if not self._head_bytes:
                 if self.cycle is REFUSED and self._is_refused_again(data):
@@ -228,6 +228,9 @@ class Protocol(HttpToolsProtocol):
         """A request's scope says where to learn of the connection's end."""
         super().on_message_begin()
         self.scope["extensions"] = self._extensions
+        if not self._head_bytes:
+            # It began in the read that ended the one before, and what is read next may be the rest of its head.
+            self._head_bytes, self._late_at = 1, self.loop.time() + HEAD_SECONDS
 
     def on_headers_complete(self) -> None:
         """The head was short enough."""

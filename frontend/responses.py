@@ -89,7 +89,7 @@ def retry_headers(error: RequestError) -> dict[str, str]:
     # Retry-After has whole seconds, and 0 would mean "at once"; OpenAI's clients prefer the exact one. Rounded up:
     # who comes a moment too early is refused again.
     return {
-        "Retry-After": f"{max(1, math.ceil(error.retry_after))}",
+        "retry-after": f"{max(1, math.ceil(error.retry_after))}",
         "retry-after-ms": f"{math.ceil(error.retry_after * 1e3)}",
     }
 

@@ -31,13 +31,12 @@ STATUS_LINE: Final = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
 class Asked(NamedTuple):
-    """What a request's head asks for, and the id that it gives."""
+    """What a request's head asks for."""
 
     path: str
     dialect: Dialect
     key: Key
     wishes: Wishes
-    identity: str | None
 
 
 class Turnstile:
@@ -76,12 +75,14 @@ class Turnstile:
         began = time.monotonic_ns()
         try:
             key = authorized(self._keys, headers)
-            asked = Asked(*found, key, read_wishes(Headers(raw=headers), self._most_ms), given_id(headers))
+            asked = Asked(*found, key, read_wishes(Headers(raw=headers), self._most_ms))
         except (Unauthorized, InvalidRequest):
             # The long way says so.
             return None
-        answer = self._refusal(asked, began, always)
-        if answer is not None:
+        identity = given_id(headers)
+        answer = self._refusal(asked, began, always, identity)
+        # A head with an id of its own does not come again.
+        if answer is not None and identity is None:
             self._heads.keep(whole, headers, asked)
         return answer
 
@@ -93,12 +94,12 @@ class Turnstile:
             return None
         return self._refusal(asked, began, always)
 
-    def _refusal(self, asked: Asked, began: int, always: RawHeaders) -> bytes | None:
+    def _refusal(self, asked: Asked, began: int, always: RawHeaders, identity: str | None = None) -> bytes | None:
         error = self._gate.refusal(asked.wishes.priority, asked.key.flow, asked.wishes.timeout_ms / 1e3)
         # Whose limits are used up is told that, by the long way.
         if error is None or self._admission.is_spent(asked.key):
             return None
-        identity = asked.identity or new_id()
+        identity = identity or new_id()
         self._note(asked, identity, began, error)
         return _written(asked.dialect, error, identity, always)
 

@@ -4,6 +4,7 @@ The words of slab-<epoch>.backlog, uint64, of which the engine alone writes::
 
     0            tokens that all lanes together run in a second; 0 while nobody knows
     1            how often the engine has read all that had come
+    2            tokens of bulk that run in a second beside what is interactive; 0 while nobody knows
     then, for each priority:
     0            tokens that wait
     1            flows that have some of them
@@ -23,7 +24,7 @@ from typing import Final, Self
 from ipc.priority import Priority
 
 FLOWS: Final = 256
-HEAD: Final = 2
+HEAD: Final = 3
 TOTAL, ACTIVE, FIRST = 0, 1, 2
 PART: Final = FIRST + FLOWS
 BACKLOG_BYTES: Final = 8 * (HEAD + len(Priority) * PART)
@@ -51,6 +52,19 @@ class Backlog:
         self._words[0] = tokens_per_second
 
     @property
+    def bulk_rate(self) -> int:
+        """Tokens of bulk per second; 0 while nobody knows."""
+        return self._words[2]
+
+    @bulk_rate.setter
+    def bulk_rate(self, tokens_per_second: int) -> None:
+        self._words[2] = tokens_per_second
+
+    def rate_of(self, priority: Priority) -> int:
+        """Tokens of this priority that run in a second while some wait; 0 while nobody knows."""
+        return (priority is Priority.BULK and self._words[2]) or self._words[0]
+
+    @property
     def rounds(self) -> int:
         """How often the engine has read all that had come."""
         return self._words[1]
@@ -68,13 +82,20 @@ class Backlog:
 
         Each flow that waits gets an equal share of the lanes, and bulk waits for all that is interactive.
         """
-        rate = self._words[0]
+        rate = self.rate_of(priority)
         if not rate:
             return 0.0
         part = self._parts[priority]
         own, others = part[FIRST + flow], part[ACTIVE]
         flows = others if own else others + 1
-        ahead = min(part[TOTAL] + tokens, (own + tokens) * flows)
-        if priority is Priority.BULK:
-            ahead += self._parts[Priority.INTERACTIVE][TOTAL]
-        return ahead / rate
+        seconds = min(part[TOTAL] + tokens, (own + tokens) * flows) / rate
+        return seconds + self._seconds(Priority.INTERACTIVE) if priority is Priority.BULK else seconds
+
+    def most_seconds(self) -> float:
+        """How long whoever comes now waits at most."""
+        return self._seconds(Priority.INTERACTIVE) + self._seconds(Priority.BULK)
+
+    def _seconds(self, priority: Priority) -> float:
+        """How long it takes until all that waits has run."""
+        rate = self.rate_of(priority)
+        return self._parts[priority][TOTAL] / rate if rate else 0.0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.rates import Rate
+from engine.rates import BulkRate, Rate
 
 
 def test_the_rate_is_that_of_all_lanes() -> None:
@@ -38,3 +38,28 @@ def test_a_rate_given_at_first_counts_as_a_batch() -> None:
     rate = Rate(lanes=2, first=4000)
     assert rate.after(tokens=100, compute_ns=50_000_000) == 4000
     assert 4000 > rate.after(tokens=1, compute_ns=10_000_000_000) > 1000, "a stall is bounded from the first on"
+
+
+SECOND = 1_000_000_000
+
+
+def test_bulk_is_thought_to_get_what_others_leave() -> None:
+    rate = BulkRate()
+    assert rate.after(2 * SECOND, 1000, interactive=600, bulk=0, waited=False) == 700
+    assert rate.after(3 * SECOND, 1000, interactive=0, bulk=0, waited=False) == 1000
+
+
+def test_bulk_that_waits_gets_what_it_got() -> None:
+    rate = BulkRate()
+    assert rate.after(SECOND, 1000, interactive=200, bulk=500, waited=True) == 500
+    assert rate.after(2 * SECOND, 1000, interactive=200, bulk=300, waited=True) == 400
+    assert rate.after(3 * SECOND, 1000, interactive=200, bulk=10, waited=False) == 800, "what it got then says nothing"
+    assert rate.after(4 * SECOND, 1000, interactive=200, bulk=600, waited=True) == 600
+
+
+@pytest.mark.parametrize("waited", [False, True])
+def test_bulk_gets_something_and_no_more_than_there_is(waited: bool) -> None:
+    rate = BulkRate()
+    assert rate.after(SECOND, 1600, interactive=5000, bulk=0, waited=waited) == 100
+    assert rate.after(2 * SECOND, 1600, interactive=0, bulk=9000, waited=waited) == 1600
+    assert rate.after(3 * SECOND, 0, interactive=0, bulk=0, waited=waited) == 0, "nobody knows"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.queue import Item
-from engine.scheduler import BATCHES_AHEAD, BULK_PATIENCE_NS, INTERACTIVE_FOR_NS, Limits, Scheduler
+from engine.scheduler import BATCHES_AHEAD, BULK_PATIENCE_NS, INTERACTIVE_FOR_NS, LOOK_NS, Limits, Scheduler
 from ipc.backlog import ACTIVE, FIRST, TOTAL, Backlog
 from ipc.priority import Priority
 
@@ -228,6 +228,30 @@ def test_front_ends_see_what_waits() -> None:
     assert (part[TOTAL], part[ACTIVE], part[FIRST + 1]) == (12, 2, 5)
     scheduler.drop_owner(1)
     assert not any(part)
+
+
+def test_front_ends_see_how_fast_bulk_goes() -> None:
+    backlog = Backlog.private()
+    backlog.rate = 1000
+    scheduler = Scheduler(replace(LIMITS, rows=50, tokens=400, queue_items=100), backlog)
+    scheduler.look(LOOK_NS)
+    assert backlog.bulk_rate == 1000
+    for _ in range(40):
+        assert scheduler.add(item(10, arrived=LOOK_NS))
+    assert len(scheduler.next_batch(LOOK_NS, idle=True).batch) == 40
+    scheduler.look(2 * LOOK_NS - 1)
+    assert backlog.bulk_rate == 1000, "not yet"
+    scheduler.look(2 * LOOK_NS)
+    assert backlog.bulk_rate == 600, "what is interactive leaves so much"
+    for _ in range(40):
+        assert scheduler.add(item(10, arrived=2 * LOOK_NS, priority=Priority.BULK))
+    scheduler.keep_small(200, until=FAR)
+    assert len(scheduler.next_batch(3 * LOOK_NS, idle=True).batch) == 20
+    scheduler.look(3 * LOOK_NS)
+    assert backlog.bulk_rate == 200, "it waited all the time, and got that"
+    assert len(scheduler.next_batch(4 * LOOK_NS, idle=True).batch) == 20
+    scheduler.look(4 * LOOK_NS)
+    assert backlog.bulk_rate == 1000, "none waits any more"
 
 
 def test_a_suspect_runs_while_nothing_else_does() -> None:

@@ -47,6 +47,24 @@ def test_bulk_waits_for_what_is_interactive_and_not_the_other_way_round() -> Non
     assert backlog.seconds(BULK, 0) == 7
 
 
+def test_bulk_goes_at_its_own_rate_once_that_is_known() -> None:
+    backlog = backlog_of({INTERACTIVE: {0: 200}, BULK: {0: 500}})
+    backlog.bulk_rate = 10
+    assert backlog.seconds(INTERACTIVE, 0) == 2
+    assert backlog.seconds(BULK, 0) == 52
+    assert backlog.seconds(BULK, 0, tokens=100) == 62
+    assert backlog.rate_of(BULK) == 10
+    assert backlog.rate_of(INTERACTIVE) == 100
+
+
+def test_nobody_waits_longer_than_for_all_there_is() -> None:
+    backlog = backlog_of({INTERACTIVE: {0: 200, 1: 100}, BULK: {0: 500}})
+    assert backlog.most_seconds() == 8
+    backlog.bulk_rate = 10
+    assert backlog.most_seconds() == 53
+    assert backlog_of({BULK: {0: 500}}, rate=0).most_seconds() == 0
+
+
 flows = st.dictionaries(st.integers(0, FLOWS - 1), st.integers(1, 10**6), max_size=9)
 
 
