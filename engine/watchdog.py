@@ -12,6 +12,7 @@ from typing import Final
 
 # Arming costs a thread.
 ARM_EVERY_NS: Final = 1_000_000_000
+NEVER: Final = 1 << 63
 
 
 def _arm(seconds: float) -> None:
@@ -28,18 +29,22 @@ class Watchdog:
         self._limit_ns = limit_ns
         self._arm = arm
         self._again_at = 0
+        # What is armed ends the process then.
+        self._ends_at = NEVER
 
     def tend(self, now: int, oldest: int | None) -> None:
         """Say that the loop turns, and when the oldest of the batches that run began; CLOCK_MONOTONIC in ns.
 
-        To be called several times a second. Nothing is armed anew once a batch has run for the limit.
+        To be called several times a second. Nothing is armed anew once a batch has run for the limit, or the loop has
+        not turned for it: a process that was stopped must not get to this before its watchdog does.
         """
-        if now < self._again_at:
+        if now < self._again_at or now >= self._ends_at:
             return
         self._again_at = now + min(ARM_EVERY_NS, self._limit_ns // 4)
         left = self._limit_ns - (0 if oldest is None else now - oldest)
         if left > 0:
             self._arm(left / 1e9)
+            self._ends_at = now + left
 
     @staticmethod
     def stop() -> None:

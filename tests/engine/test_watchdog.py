@@ -44,6 +44,14 @@ def test_it_is_armed_once_a_second() -> None:
     assert armed.times == 10
 
 
+def test_a_loop_that_did_not_turn_for_the_limit_is_left_to_its_fate() -> None:
+    armed = Armed()
+    armed.turn(None)
+    armed.now += LIMIT
+    armed.turn(None, 40)
+    assert armed.times == 1, "it was stopped, and its watchdog is about to notice"
+
+
 def test_a_batch_has_the_limit_from_its_start_whatever_the_loop_does() -> None:
     armed = Armed()
     began = armed.now - 2 * S
