@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from perf.http import Connection, Target, build_request
-from perf.loops import ClosedLoop, OpenLoop, Window
+from perf.loops import ClosedLoop, OpenLoop, ThinkingLoop, Window
 from perf.pacing import Schedule, make_schedule
 from perf.record import Check, Recorder, Run
 from perf.texts import KINDS, exact_texts, make_texts
@@ -67,6 +67,19 @@ class Generator:
     ) -> Run:
         """See ClosedLoop."""
         return await ClosedLoop(self, requests, Recorder(check), self._window).run(seconds, warm_up)
+
+    async def thinking(
+        self,
+        requests: list[bytes],
+        seconds: float,
+        think_seconds: float,
+        *,
+        warm_up: float = 0.5,
+        check: Check | None = None,
+    ) -> Run:
+        """See ThinkingLoop."""
+        loop = ThinkingLoop(self, requests, Recorder(check), self._window, think_seconds)
+        return await loop.run(seconds, warm_up)
 
     async def open(
         self, requests: list[bytes], schedule: Schedule, *, warm_up: float = 1.0, check: Check | None = None

@@ -2,8 +2,8 @@
 
 python -m perf.overload
 
-For each kind of request: the most that a closed loop gets, then open loops above it, each after a quiet span and before
-another, which begins two seconds after the last request of the overload left.
+For each kind of request: the most that is answered (a closed loop of clients that think), then open loops above it,
+each after a quiet span and before another, which begins two seconds after the last request of the overload left.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ DEADLINE_MS: Final = 2000
 QUIET_SHARE: Final = 0.3
 NORMAL_AFTER_SECONDS: Final = 2.0
 WARM_UP_SECONDS: Final = 2.0
+THINK_SECONDS: Final = 0.05
 # The longest wait that is admitted, and what a burst adds to it.
 FULL_SECONDS: Final = 2.0
 
@@ -46,8 +47,8 @@ MOST_QUIET_RATIO: Final = 1.5
 
 
 class Kind(NamedTuple):
-    """Requests of so many texts of so many tokens; so many `connections` keep the lanes busy, and wait for less than
-    what is refused.
+    """Requests of so many texts of so many tokens; so many `connections`, whose clients think for THINK_SECONDS, keep
+    the lanes busy, and wait for less than what is refused.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Kind(NamedTuple):
 KINDS: Final = (
     Kind("one text of 128 tokens", 128, 1, 24),
     Kind("32 texts of 16 tokens", 16, 32, 6),
-    Kind("one text of 16", 16, 1, 64),
+    Kind("one text of 16", 16, 1, 96),
 )
 
 
@@ -163,12 +164,12 @@ class Bench:
         self._requests = [with_deadline(r) for r in build_requests(target, texts, kind.texts, encoding_format="base64")]
 
     def peak(self, seconds: float) -> tuple[float, dict[str, float]]:
-        """Requests per second of a closed loop, and busy cores."""
+        """The most requests per second that are answered, arriving one by one as those above it; and busy cores."""
         meter = self._server.meter()
 
         async def load() -> Run:
             async with Generator(self._target, self._kind.connections, meter.window) as generator:
-                return await generator.closed(self._requests, seconds)
+                return await generator.thinking(self._requests, seconds, THINK_SECONDS, warm_up=WARM_UP_SECONDS)
 
         return uvloop.run(load()).report.achieved_rate, busy_cores(meter.usage)
 

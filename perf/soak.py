@@ -3,9 +3,9 @@
 python -m perf.soak                                about 65 minutes
 python -m perf.soak --minutes 10 --kind mixed      shorter, with texts of all lengths
 
-Capacity is measured first (closed loop), and again in the end. Between them is one open loop (Poisson) without a pause,
-at one rate, in which every vector is compared with that of the bare model, and the server is scraped and asked whether
-it is ready, as in operation. What is judged is in `perf/soak_verdicts.py`.
+Capacity is measured first (a closed loop of clients that think), and again in the end. Between them is one open loop
+(Poisson) without a pause, at one rate, in which every vector is compared with that of the bare model, and the server is
+scraped and asked whether it is ready, as in operation. What is judged is in `perf/soak_verdicts.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from perf.watch import GENERATOR, Sample, Watch, complaints, lent_rows
 SHARE: Final = 0.8
 # Fewer than elsewhere, for each vector is kept; the cache is off.
 TEXTS = 5000
-CAPACITY_CONNECTIONS: Final = 64
+CAPACITY_CONNECTIONS: Final = 96
+THINK_SECONDS: Final = 0.05
 # At 600 requests/s a stall of 1.7 s: in an hour a shared machine has longer ones than in the minute of other runs.
 CONNECTIONS = 1024
 # Before the load that is judged: a burst of one percent of the first ten minutes would be all of their p99.
@@ -142,16 +143,18 @@ async def load(server: Server, requests: list[bytes], schedule: Schedule, timeli
             loading.cancel()
 
 
-def capacity(server: Server, requests: list[bytes], plan: Plan) -> Spread:
-    """Requests per second at most."""
+def capacity(server: Server, requests: list[bytes], plan: Plan, check: Check) -> Spread:
+    """Requests per second at most, arriving one by one as the soak's do and checked as they are."""
     # With as many in flight as there can be: otherwise the first stall of the machine would be the first to need the
     # memory for them, and look like growth.
     server.closed(requests, CONNECTIONS, CAPACITY_WARM_UP_SECONDS)
-    rates = [
-        server.closed(requests, CAPACITY_CONNECTIONS, plan.capacity_seconds).report.achieved_rate
-        for _ in range(plan.turns)
-    ]
-    return spread(rates)
+    return spread([uvloop.run(_most(server, requests, plan, check)) for _ in range(plan.turns)])
+
+
+async def _most(server: Server, requests: list[bytes], plan: Plan, check: Check) -> float:
+    async with Generator(server.target, CAPACITY_CONNECTIONS) as generator:
+        run = await generator.thinking(requests, plan.capacity_seconds, THINK_SECONDS, check=check)
+    return run.report.achieved_rate
 
 
 def rows_at_rest(run_dir: Path) -> int:
@@ -167,10 +170,11 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Soak:
     texts = make_texts(plan.kind, TEXTS)
     with Stack(frontends=2) as stack:
         bundle = load_bundle(Path(stack.env["EMBEDLANE_MODEL"]))
-        timeline = Timeline(Comparison(vectors_alone(OnnxRunner(bundle, "auto", lanes=1), bundle, texts), 1))
+        check = Comparison(vectors_alone(OnnxRunner(bundle, "auto", lanes=1), bundle, texts), 1)
+        timeline = Timeline(check)
         server = Server(stack)
         requests = build_requests(server.target, texts, encoding_format="base64")
-        before = capacity(server, requests, plan)
+        before = capacity(server, requests, plan, check)
         rate = plan.share * before.median
         say(f"{before.median:.0f} requests/s at most ({before.min:.0f} to {before.max:.0f}); {rate:.0f} are offered")
         schedule = make_schedule("poisson", rate, WARM_UP_SECONDS + plan.seconds)
@@ -182,7 +186,7 @@ def measure(plan: Plan, say: Callable[[str], None]) -> Soak:
         watch = Watch(stack, plan.seconds, plan.samples, PARTS, tell)
         run = uvloop.run(load(server, requests, schedule, timeline, watch))
         left, log = rows_at_rest(stack.run_dir), dict(complaints(stack.log))
-        after = capacity(server, requests, plan)
+        after = capacity(server, requests, plan, check)
     places = _places(measured - int(WARM_UP_SECONDS * 1e9), plan.seconds, PARTS)
     lags = [run.lags[places == place] for place in range(PARTS)]
     return judge(

@@ -76,6 +76,16 @@ def test_closed_loop_uses_every_connection() -> None:
     assert len(run.by_port) == 4
 
 
+def test_clients_that_think_ask_one_by_one_and_all_are_answered() -> None:
+    async def thinking(generator: Generator, requests: list[bytes]) -> Run:
+        return await generator.thinking(requests, 0.2, 0.01, warm_up=0)
+
+    run, seen = load(thinking)
+    assert run.report.requests == len(run.latencies) > 0
+    assert not run.report.errors
+    assert len(seen) >= run.report.requests
+
+
 def test_closed_loop_counts_errors_by_status_and_goes_on() -> None:
     run, _ = load(closed, lambda n: BUSY if n % 2 else OK)
     assert run.report.errors["429"] > 0
