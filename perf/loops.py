@@ -121,7 +121,7 @@ class ThinkingLoop(ClosedLoop):
     ) -> None:
         super().__init__(pool, requests, recorder, window)
         self._rate = 1 / think_seconds
-        self._random = random.Random(0)
+        self._random = random.Random(0)  # noqa: S311 - pauses, no secret
         pool.on_ready = self._think
 
     def _think(self, connection: Connection) -> None:
