@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from perf.http import Connection, Target, build_request
-from perf.loops import ClosedLoop, OpenLoop, ThinkingLoop, Window
+from perf.loops import THINK_SECONDS, ClosedLoop, OpenLoop, ThinkingLoop, Window
 from perf.pacing import Schedule, make_schedule
 from perf.record import Check, Recorder, Run
 from perf.texts import KINDS, exact_texts, make_texts
@@ -72,9 +72,9 @@ class Generator:
         self,
         requests: list[bytes],
         seconds: float,
-        think_seconds: float,
         *,
         warm_up: float = 0.5,
+        think_seconds: float = THINK_SECONDS,
         check: Check | None = None,
     ) -> Run:
         """See ThinkingLoop."""

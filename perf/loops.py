@@ -22,6 +22,8 @@ from perf.pacing import Pacer, Schedule, Timer
 from perf.record import Recorder, Run
 
 DRAIN_SECONDS = 30.0
+# Longer than a batch's answers take to arrive, and so short that a hundred clients keep a server busy.
+THINK_SECONDS = 0.05
 # From here to the first departure, for what is set up meanwhile.
 LEAD_NS = 10_000_000
 

@@ -36,7 +36,6 @@ DEADLINE_MS: Final = 2000
 QUIET_SHARE: Final = 0.3
 NORMAL_AFTER_SECONDS: Final = 2.0
 WARM_UP_SECONDS: Final = 2.0
-THINK_SECONDS: Final = 0.05
 # The longest wait that is admitted, and what a burst adds to it.
 FULL_SECONDS: Final = 2.0
 
@@ -47,7 +46,7 @@ MOST_QUIET_RATIO: Final = 1.5
 
 
 class Kind(NamedTuple):
-    """Requests of so many texts of so many tokens; so many `connections`, whose clients think for THINK_SECONDS, keep
+    """Requests of so many texts of so many tokens; so many `connections`, whose clients think in between, keep
     the lanes busy, and wait for less than what is refused.
     """
 
@@ -169,7 +168,7 @@ class Bench:
 
         async def load() -> Run:
             async with Generator(self._target, self._kind.connections, meter.window) as generator:
-                return await generator.thinking(self._requests, seconds, THINK_SECONDS, warm_up=WARM_UP_SECONDS)
+                return await generator.thinking(self._requests, seconds, warm_up=WARM_UP_SECONDS)
 
         return uvloop.run(load()).report.achieved_rate, busy_cores(meter.usage)
 

@@ -47,7 +47,6 @@ SHARE: Final = 0.8
 # Fewer than elsewhere, for each vector is kept; the cache is off.
 TEXTS = 5000
 CAPACITY_CONNECTIONS: Final = 96
-THINK_SECONDS: Final = 0.05
 # At 600 requests/s a stall of 1.7 s: in an hour a shared machine has longer ones than in the minute of other runs.
 CONNECTIONS = 1024
 # Before the load that is judged: a burst of one percent of the first ten minutes would be all of their p99.
@@ -153,7 +152,7 @@ def capacity(server: Server, requests: list[bytes], plan: Plan, check: Check) ->
 
 async def _most(server: Server, requests: list[bytes], plan: Plan, check: Check) -> float:
     async with Generator(server.target, CAPACITY_CONNECTIONS) as generator:
-        run = await generator.thinking(requests, plan.capacity_seconds, THINK_SECONDS, check=check)
+        run = await generator.thinking(requests, plan.capacity_seconds, check=check)
     return run.report.achieved_rate
 
 
