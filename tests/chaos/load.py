@@ -64,9 +64,9 @@ class Load:
     def __post_init__(self) -> None:
         self._long = [text for text in self.bits if len(text) > LONG_CHARS]
         self._short = [text for text in self.bits if len(text) <= LONG_CHARS]
+        self._stop = threading.Event()
 
     def __enter__(self) -> Self:
-        self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
         self._thread.start()
         return self
@@ -111,6 +111,11 @@ class Load:
                 if self._stop.is_set():
                     raise
                 self.refused += 1
+                await asyncio.sleep(0.02)
+            except ConnectionResetError:
+                # Its front end, or the listening socket with it in the queue, went before this end had looked.
+                if self._stop.is_set():
+                    raise
                 await asyncio.sleep(0.02)
             else:
                 self.ports.add(connection.local_port)
