@@ -66,7 +66,7 @@ KINDS: Final = (
 
 
 class Overload(msgspec.Struct, frozen=True):
-    """One factor, once. Rates are requests per second; `goodput` is of the mean of the two `peaks`, before and after, and
+    """One factor, once. Rates are requests per second; `goodput` is of the mean of the two `peaks` (before and after),
     the factor of the first; memory is MiB of all processes.
 
     `cores` is how many each process kept busy meanwhile, `peak_cores` when it was the first peak; "lanes" are the

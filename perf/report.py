@@ -22,6 +22,7 @@ from perf.operation_tables import (
     tracing_table,
 )
 from perf.overload_tables import fairness_table, overload_table
+from perf.pauses import pauses_table
 from perf.results import RESULTS, Result, load_result
 from perf.tables import Row, bench_table, ladder_table, load_test_table, spread_text, table
 
@@ -158,6 +159,7 @@ TABLES: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
     "fuzz": fuzz_table,
     "overload": overload_table,
     "fairness": fairness_table,
+    "pauses": pauses_table,
 }
 
 
