@@ -2,8 +2,7 @@
 
 python -m perf.pauses
 
-Where others share the processor's caches, what a process needs is gone from them after a few milliseconds. Requests
-that come one by one pay for that each time, those that come together once (docs/decisions/0018).
+Requests that come one by one pay for a pause each time, those that come together once (docs/decisions/0018).
 """
 
 from __future__ import annotations
