@@ -106,16 +106,12 @@ class Load:
         while True:
             try:
                 connection = await Connection.open(self.port)
-            except ConnectionRefusedError:
-                # Only while every front end is dead: supervisord closes the listening socket with the last of them.
+            except (ConnectionRefusedError, ConnectionResetError) as error:
+                # Refused only while every front end is dead: supervisord closes the listening socket with the last of
+                # them. Reset where its front end, or that socket with it in the queue, went before this end had looked.
                 if self._stop.is_set():
                     raise
-                self.refused += 1
-                await asyncio.sleep(0.02)
-            except ConnectionResetError:
-                # Its front end, or the listening socket with it in the queue, went before this end had looked.
-                if self._stop.is_set():
-                    raise
+                self.refused += isinstance(error, ConnectionRefusedError)
                 await asyncio.sleep(0.02)
             else:
                 self.ports.add(connection.local_port)

@@ -37,7 +37,14 @@ GOOD = Overload(
 
 def test_all_targets_can_be_met() -> None:
     assert GOOD.missed() == []
-    assert line(Kind("a", 1, 1, 1), GOOD).endswith("PASS")
+    assert "PASS" in line(Kind("a", 1, 1, 1), GOOD)
+    assert Found("a", [GOOD]).missed() == []
+
+
+def test_a_turn_does_not_tell_of_goodput() -> None:
+    assert line(Kind("a", 1, 1, 1), msgspec.structs.replace(GOOD, goodput=0.5)).endswith(
+        "but for goodput, which all turns tell"
+    )
 
 
 @pytest.mark.parametrize(
